@@ -1,0 +1,7 @@
+#include "bindings/bindings.h"
+
+namespace sde::bindings {
+
+void bind_stages(pybind11::module_&) {}
+
+}  // namespace sde::bindings

@@ -1,0 +1,46 @@
+// Which compiled variant of the kernels runs.
+//
+// The kernels are one source, simd/*.inl, compiled once per instruction set:
+//
+//   isa_plain.cpp    the compiler's default flags (SSE2 on x86-64, NEON on AArch64), 128-bit vectors
+//   isa_avx2.cpp     -mavx2 -mfma -mf16c, 256-bit vectors (x86-64 only)
+//   isa_avx512.cpp   -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c, 512-bit vectors (x86-64 only)
+//
+// All with -O3 -ffp-contract=fast, in debug builds too. What these files include must hold no inline function of
+// external linkage that the linker could share between them: see simd/kernels.inl.
+#pragma once
+
+#include "kernels/kernels.h"
+
+namespace sde::kernels {
+
+// Reference is the plainest code, in double precision on one thread, for tests (reference.cpp).
+enum class Isa { Reference, Plain, Avx2, Avx512 };
+
+struct KernelTable {
+    void (*conv2d)(const Conv2d&, Team&);
+    void (*linear)(const Linear&, Team&);
+    void (*attention)(const Attention&, Team&);
+    void (*group_norm)(const GroupNorm&, Team&);
+    void (*layer_norm)(const LayerNorm&, Team&);
+    void (*geglu)(const Geglu&, Team&);
+    // Runs `rounds` rounds of independent multiply-adds in registers; returns the number of floating point
+    // operations. Timed, it is the peak that the other kernels are measured against.
+    int64_t (*multiply_add)(int64_t rounds);
+};
+
+// Whether this build has the variant and this processor can run it.
+bool available(Isa isa) noexcept;
+// The widest available one.
+Isa best_isa() noexcept;
+// The kernels of an available variant.
+const KernelTable& kernel_table(Isa isa) noexcept;
+
+extern const KernelTable reference_kernels;
+extern const KernelTable plain_kernels;
+#if defined(__x86_64__)
+extern const KernelTable avx2_kernels;
+extern const KernelTable avx512_kernels;
+#endif
+
+}  // namespace sde::kernels

@@ -1,0 +1,98 @@
+// CPU kernels that ggml lacks. Activations are float32; feature maps are channels last, [N, H, W, C]; weights
+// are used in place, in any ggml type, and turned into float32 tile by tile.
+//
+// A kernel is one function run by every thread of a team at once; it returns when its share is done.
+// Results do not depend on the number of threads.
+#pragma once
+
+#include <cstdint>
+
+#include "ggml.h"
+#include "kernels/team.h"
+
+namespace sde::kernels {
+
+enum class Activation { None, Silu, Gelu, GeluTanh, QuickGelu };
+
+// A weight matrix [rows, row_elements] in a ggml type, rows contiguous (for a convolution: rows = out
+// channels, row_elements = in_channels * kernel_h * kernel_w in torch's order).
+struct Weight {
+    const void* data;
+    ggml_type type;
+    int64_t rows;
+    int64_t row_elements;
+};
+
+// output = activation(sum + bias[c] + batch_bias[n, c]) + residual; a null pointer drops its term.
+struct Epilogue {
+    const float* bias = nullptr;
+    const float* batch_bias = nullptr;
+    const float* residual = nullptr;
+    Activation activation = Activation::None;
+};
+
+struct Conv2d {
+    const float* input;  // [batch, height, width, in_channels]
+    float* output;       // [batch, out_height, out_width, weight.rows]
+    int64_t batch, height, width, in_channels;
+    Weight weight;
+    int kernel_h = 3, kernel_w = 3, stride = 1;
+    int pad_top = 1, pad_left = 1, pad_bottom = 1, pad_right = 1;
+    bool upsample2x = false;  // the input is read as if enlarged twice by nearest neighbour
+    bool circular_x = false, circular_y = false;  // padding wraps around
+    Epilogue epilogue;
+};
+void conv2d(const Conv2d& op, Team& team);
+
+struct Linear {
+    const float* input;  // [rows, in_features]
+    float* output;       // [rows, weight.rows]
+    int64_t rows, in_features;
+    int64_t rows_per_batch = 0;  // for epilogue.batch_bias: the batch index of a row is row / rows_per_batch
+    Weight weight;
+    Epilogue epilogue;
+};
+void linear(const Linear& op, Team& team);
+
+// softmax(scale * q k^T + mask) v for each head, without ever holding a [q_len, kv_len] matrix. A head h lies at
+// element offset h * head_dim in each token; strides are in elements.
+struct Attention {
+    const float *q, *k, *v;
+    float* output;
+    int64_t batch, heads, kv_heads, head_dim, q_len, kv_len;  // kv_heads divides heads
+    int64_t q_token_stride, k_token_stride, v_token_stride, output_token_stride;
+    int64_t q_batch_stride, k_batch_stride, v_batch_stride, output_batch_stride;
+    float scale;
+    bool causal = false;
+    const float* mask = nullptr;  // added to the scores: [mask_batch, q_len, kv_len], shared by heads
+    int64_t mask_batch = 1;       // 1 or batch
+};
+void attention(const Attention& op, Team& team);
+
+struct GroupNorm {
+    const float* input;  // [batch, pixels, channels]
+    float* output;
+    int64_t batch, pixels, channels, groups;
+    float eps;
+    const float *gamma, *beta;  // [channels]
+    bool silu = false;
+};
+void group_norm(const GroupNorm& op, Team& team);
+
+struct LayerNorm {
+    const float* input;  // [rows, width]
+    float* output;
+    int64_t rows, width;
+    float eps;
+    const float *gamma, *beta;  // [width], may be null
+};
+void layer_norm(const LayerNorm& op, Team& team);
+
+struct Geglu {
+    const float* input;  // [rows, 2 * inner]: value, then gate
+    float* output;       // [rows, inner] = value * gelu(gate), the erf form
+    int64_t rows, inner;
+};
+void geglu(const Geglu& op, Team& team);
+
+}  // namespace sde::kernels

@@ -1,0 +1,208 @@
+// Attention by blocks of queries and keys with a running maximum and sum (Milakov and Gimelshein, arXiv 1805.02867;
+// Dao et al., arXiv 2205.14135). Scores are kept in units of log2(e), so that the weights are powers of two.
+
+constexpr float kMinusInfinity = -__builtin_inff();
+
+// Bytes of packed keys and values, and of queries with their outputs, that share the L2 cache.
+constexpr int64_t kKeyValueBytes = 192 * 1024;
+constexpr int64_t kQueryBytes = 192 * 1024;
+constexpr int64_t kMaxKeyBlock = 512;
+constexpr int64_t kMaxQueryBlock = 384;
+
+struct AttentionPlan {
+    int64_t key_block;    // tokens; depends on the operator only, for it fixes the order of sums
+    int64_t query_block;  // tokens
+    int64_t query_blocks;
+    int64_t width;        // head_dim rounded up to whole vectors
+    int64_t score_stride;
+    int64_t items;
+
+    AttentionPlan(const Attention& op, int threads) {
+        width = round_up(op.head_dim, kLanes);
+        const int64_t keys = kKeyValueBytes / (2 * 4 * width) / kPanelWidth * kPanelWidth;
+        key_block = min_of(max_of<int64_t>(kPanelWidth, min_of(keys, kMaxKeyBlock)), round_up(op.kv_len, kPanelWidth));
+        score_stride = key_block + 16;
+        const int64_t queries = kQueryBytes / (2 * 4 * width) / kTileRows * kTileRows;
+        const int64_t heads = op.batch * op.heads;
+        const int64_t wanted = ceil_div(threads * kItemsPerThread, heads);
+        const int64_t share = round_up(ceil_div(op.q_len, wanted), kTileRows);
+        const int64_t least = 8 * kTileRows;
+        query_block = min_of(max_of(least, min_of(queries, kMaxQueryBlock)), max_of(least, share));
+        query_blocks = ceil_div(op.q_len, query_block);
+        items = heads * query_blocks;
+    }
+};
+
+struct AttentionScratch {
+    const AttentionPlan& plan;
+    float* queries;     // [query_block][width], scaled
+    float* sums;        // [query_block][width]: weighted values so far
+    float* row_max;     // [query_block]
+    float* row_weight;  // [query_block]: sum of weights so far
+    float* keys;        // panels [width][kPanelWidth]
+    float* values;      // panels [key_block][kPanelWidth]
+    float* scores;      // [kTileRows][score_stride]
+    float* tile;
+
+    void lay_out(Layout& layout) {
+        queries = layout.take<float>(plan.query_block * plan.width);
+        sums = layout.take<float>(plan.query_block * plan.width);
+        row_max = layout.take<float>(plan.query_block);
+        row_weight = layout.take<float>(plan.query_block);
+        keys = layout.take<float>(plan.width * plan.key_block);
+        values = layout.take<float>(round_up(plan.width, kPanelWidth) * plan.key_block);
+        scores = layout.take<float>(kTileRows * plan.score_stride);
+        tile = layout.take<float>(kTileRows * kPanelWidth);
+    }
+};
+
+// One head of one batch element with a block of its queries.
+struct AttentionHead {
+    const Attention& op;
+    const AttentionPlan& plan;
+    const AttentionScratch& s;
+    const float *k, *v, *mask;
+    int64_t query, queries;  // first and number
+
+    void load_queries(const float* q) const {
+        for (int64_t i = 0; i < queries; ++i) {
+            const float* from = q + (query + i) * op.q_token_stride;
+            for (int64_t d = 0; d < op.head_dim; ++d) s.queries[i * plan.width + d] = from[d] * (op.scale * kLog2E);
+            s.row_max[i] = kMinusInfinity;
+            s.row_weight[i] = 0;
+        }
+        std::memset(s.sums, 0, static_cast<size_t>(queries * plan.width) * 4);
+    }
+
+    void pack_keys(int64_t key, int64_t keys) const {
+        for (int64_t c = 0; c < keys; c += kPanelWidth) {
+            const int64_t width = min_of<int64_t>(kPanelWidth, round_up(keys - c, kLanes));
+            for (int64_t column = 0; column < width; column += kLanes) {
+                const char* from = reinterpret_cast<const char*>(k + (key + c + column) * op.k_token_stride);
+                pack_columns(FloatRows{from, op.k_token_stride * 4}, min_of<int64_t>(kLanes, keys - c - column),
+                             {1, op.head_dim}, width, s.keys + c * op.head_dim + column);
+            }
+        }
+    }
+
+    void pack_values(int64_t key, int64_t keys) const {
+        for (int64_t i = 0; i < keys; ++i) {
+            const float* from = v + (key + i) * op.v_token_stride;
+            for (int64_t d = 0; d < op.head_dim; d += kPanelWidth) {
+                const int64_t width = min_of<int64_t>(kPanelWidth, plan.width - d);
+                float* to = s.values + d * plan.key_block + i * width;
+                for (int64_t c = 0; c < width; c += kLanes) {
+                    const int64_t n = min_of<int64_t>(kLanes, op.head_dim - d - c);
+                    store(to + c, n == kLanes ? load(from + d + c) : load_part(from + d + c, n));
+                }
+            }
+        }
+    }
+
+    // How many of the keys [key, key + keys) query `row` sees.
+    int64_t visible(int64_t row, int64_t key, int64_t keys) const {
+        return op.causal ? max_of<int64_t>(0, min_of(keys, row + 1 - key)) : keys;
+    }
+
+    // Turns a row of scores into weights relative to its new maximum; returns the factor for what was summed before.
+    float weigh(float* scores, int64_t i, int64_t key, int64_t keys) const {
+        const int64_t row = query + i;
+        const int64_t seen = visible(row, key, keys);
+        const int64_t padded = round_up(keys, kLanes);
+        if (mask) {
+            const float* bias = mask + row * op.kv_len + key;
+            for (int64_t j = 0; j < seen; ++j) scores[j] += bias[j] * kLog2E;
+        }
+        for (int64_t j = seen; j < padded; ++j) scores[j] = kMinusInfinity;
+        Vec highest = splat(s.row_max[i]);
+        for (int64_t j = 0; j < padded; j += kLanes) highest = max_of(highest, load(scores + j));
+        const float before = s.row_max[i], now = max_lane(highest);
+        if (now == kMinusInfinity) {
+            std::memset(scores, 0, static_cast<size_t>(padded) * 4);
+            return 1;
+        }
+        Vec total = {};
+        for (int64_t j = 0; j < padded; j += kLanes) {
+            const Vec weight = exp2_of_negative(load(scores + j) - now);
+            total += weight;
+            store(scores + j, weight);
+        }
+        const float factor = exp2_of_negative(splat(before - now))[0];
+        s.row_max[i] = now;
+        s.row_weight[i] = s.row_weight[i] * factor + static_cast<float>(sum_lanes(total));
+        return factor;
+    }
+
+    // Rows [i, i + rows) of the query block against the packed keys and values.
+    void visit(int64_t i, int64_t rows, int64_t key, int64_t keys) const {
+        const float* pointers[kTileRows];
+        float factors[kTileRows];
+        for (int64_t r = 0; r < rows; ++r) pointers[r] = s.queries + (i + r) * plan.width;
+        for (int64_t c = 0; c < keys; c += kPanelWidth) {
+            const int64_t width = min_of<int64_t>(kPanelWidth, round_up(keys - c, kLanes));
+            tile_product_for(rows, width)(pointers, 1, op.head_dim, s.keys + c * op.head_dim, s.scores + c,
+                                          plan.score_stride);
+        }
+        for (int64_t r = 0; r < rows; ++r) {
+            float* scores = s.scores + r * plan.score_stride;
+            factors[r] = weigh(scores, i + r, key, keys);
+            pointers[r] = scores;
+        }
+        const int64_t seen = visible(query + i + rows - 1, key, keys);
+        for (int64_t d = 0; d < op.head_dim; d += kPanelWidth) {
+            const int64_t width = min_of<int64_t>(kPanelWidth, plan.width - d);
+            tile_product_for(rows, width)(pointers, 1, seen, s.values + d * plan.key_block, s.tile, width);
+            for (int64_t r = 0; r < rows; ++r) {
+                float* sums = s.sums + (i + r) * plan.width + d;
+                for (int64_t c = 0; c < width; c += kLanes)
+                    store(sums + c, load(sums + c) * factors[r] + load(s.tile + r * width + c));
+            }
+        }
+    }
+
+    void write(float* output) const {
+        for (int64_t i = 0; i < queries; ++i) {
+            const float weight = s.row_weight[i];
+            const float inverse = weight == 0 ? 0 : 1 / weight;
+            float* to = output + (query + i) * op.output_token_stride;
+            for (int64_t d = 0; d < op.head_dim; ++d) to[d] = s.sums[i * plan.width + d] * inverse;
+        }
+    }
+};
+
+void attention_kernel(const Attention& op, Team& team) {
+    const AttentionPlan plan(op, team.size());
+    AttentionScratch scratch{plan, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    allocate(scratch);
+    for (int64_t item; (item = team.claim(plan.items)) >= 0;) {
+        const int64_t block = item % plan.query_blocks, head = item / plan.query_blocks % op.heads;
+        const int64_t batch = item / plan.query_blocks / op.heads;
+        const int64_t kv_head = head / (op.heads / op.kv_heads);
+        const int64_t query = block * plan.query_block;
+        const int64_t queries = min_of(plan.query_block, op.q_len - query);
+        const float* mask = op.mask ? op.mask + (op.mask_batch == 1 ? 0 : batch) * op.q_len * op.kv_len : nullptr;
+        const AttentionHead part{op,
+                                 plan,
+                                 scratch,
+                                 op.k + batch * op.k_batch_stride + kv_head * op.head_dim,
+                                 op.v + batch * op.v_batch_stride + kv_head * op.head_dim,
+                                 mask,
+                                 query,
+                                 queries};
+        part.load_queries(op.q + batch * op.q_batch_stride + head * op.head_dim);
+        const int64_t last_key = part.visible(query + queries - 1, 0, op.kv_len);
+        const int64_t tiles = ceil_div(queries, kTileRows);
+        for (int64_t key = 0; key < last_key; key += plan.key_block) {
+            const int64_t keys = min_of(plan.key_block, op.kv_len - key);
+            part.pack_keys(key, keys);
+            part.pack_values(key, keys);
+            for (int64_t t = 0; t < tiles; ++t) {
+                const int64_t first = part_begin(queries, tiles, t);
+                const int64_t rows = part_begin(queries, tiles, t + 1) - first;
+                if (part.visible(query + first + rows - 1, key, keys) > 0) part.visit(first, rows, key, keys);
+            }
+        }
+        part.write(op.output + batch * op.output_batch_stride + head * op.head_dim);
+    }
+    team.barrier();
+}

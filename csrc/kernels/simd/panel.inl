@@ -1,0 +1,75 @@
+// Packing: rows of a matrix (weights, keys) become a panel [depth][width], width a multiple of kLanes, so that the
+// inner loop reads it straight through.
+
+// Registers: tile rows x panel vectors accumulators, the panel's vectors of one step and one broadcast value.
+#if SDE_LANES == 16
+constexpr int kTileRows = 12, kPanelVectors = 2;  // 24 + 2 + 1 of 32
+#elif SDE_LANES == 8
+constexpr int kTileRows = 6, kPanelVectors = 2;  // 12 + 2 + 1 of 16
+#elif defined(__aarch64__)
+constexpr int kTileRows = 6, kPanelVectors = 4;  // 24 + 4 + 1 of 32
+#else
+constexpr int kTileRows = 6, kPanelVectors = 2;  // 12 + 2 + 1 and a product, of 16
+#endif
+constexpr int kPanelWidth = kPanelVectors * kLanes;
+
+// Which panel row an element of a weight row goes to. Torch orders a convolution's row (channel, tap); the panel's
+// order is (tap, channel), in which the input's channels are contiguous.
+struct PanelOrder {
+    int64_t taps;
+    int64_t channels;  // in this panel
+};
+
+// Writes kLanes matrix rows into the columns [column, column + kLanes) of a panel `width` floats wide. `rows(r, k, n)`
+// reads; of the rows `valid` exist, the others count as 0. An element (channel, tap) is number channel * taps + tap.
+template <class Rows>
+void pack_columns(const Rows& rows, int64_t valid, PanelOrder order, int64_t width, float* panel) {
+    const int64_t count = order.taps * order.channels;
+    int64_t channel = 0, tap = 0;
+    for (int64_t k = 0; k < count; k += kLanes) {
+        const int64_t n = min_of<int64_t>(kLanes, count - k);
+        Vec m[kLanes];
+        for (int64_t r = 0; r < kLanes; ++r) m[r] = r < valid ? rows(r, k, n) : Vec{};
+        transpose(m);
+        if (order.taps == 1) {
+            for (int64_t j = 0; j < n; ++j) store(panel + (k + j) * width, m[j]);
+            continue;
+        }
+        for (int64_t j = 0; j < n; ++j) {
+            store(panel + (tap * order.channels + channel) * width, m[j]);
+            if (++tap == order.taps) {
+                tap = 0;
+                ++channel;
+            }
+        }
+    }
+}
+
+// The rows [row, row + valid) of a weight, elements [begin, begin + taps * channels) of each, as a panel of `width`
+// columns. `row_buffer` holds kLanes dequantized row parts (see dequantize).
+void pack_weight(const Weight& weight, int64_t row, int64_t valid, int64_t begin, PanelOrder order, int64_t width,
+                 float* row_buffer, float* panel) {
+    const int64_t count = order.taps * order.channels;
+    const char* data = static_cast<const char*>(weight.data);
+    for (int64_t column = 0; column < width; column += kLanes) {
+        const int64_t first = row + column;
+        const int64_t rows = min_of<int64_t>(kLanes, valid - column);
+        const int64_t offset = first * weight.row_elements + begin;
+        if (weight.type == GGML_TYPE_F32) {
+            pack_columns(FloatRows{data + offset * 4, weight.row_elements * 4}, rows, order, width, panel + column);
+        } else if (weight.type == GGML_TYPE_F16) {
+            pack_columns(HalfRows{{data + offset * 2, weight.row_elements * 2}}, rows, order, width, panel + column);
+        } else if (weight.type == GGML_TYPE_BF16) {
+            pack_columns(Bf16Rows{{data + offset * 2, weight.row_elements * 2}}, rows, order, width, panel + column);
+        } else {
+            const int64_t row_capacity = round_up(count + 2 * ggml_blck_size(weight.type), kLanes);
+            const float* part[kLanes];
+            for (int64_t r = 0; r < rows; ++r)
+                part[r] = dequantize(weight, first + r, begin, count, row_buffer + r * row_capacity);
+            const auto read = [&](int64_t r, int64_t k, int64_t n) {
+                return n == kLanes ? load(part[r] + k) : load_part(part[r] + k, n);
+            };
+            pack_columns(read, rows, order, width, panel + column);
+        }
+    }
+}

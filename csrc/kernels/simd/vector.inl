@@ -1,0 +1,113 @@
+// Vectors of kLanes floats through the vector extensions of GCC and Clang, and small helpers.
+
+constexpr int kLanes = SDE_LANES;
+
+typedef float Vec __attribute__((vector_size(4 * SDE_LANES)));
+typedef int32_t IntVec __attribute__((vector_size(4 * SDE_LANES)));
+
+#define SDE_INLINE inline __attribute__((always_inline))
+
+template <class T>
+constexpr T min_of(T a, T b) {
+    return a < b ? a : b;
+}
+template <class T>
+constexpr T max_of(T a, T b) {
+    return a > b ? a : b;
+}
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// The index where part `i` of `parts` begins when `count` things are shared out evenly.
+constexpr int64_t part_begin(int64_t count, int64_t parts, int64_t i) { return count * i / parts; }
+
+SDE_INLINE Vec splat(float x) { return x - Vec{}; }
+
+// Memory of any alignment; `n` lanes at most, the others 0.
+SDE_INLINE Vec load(const void* p) {
+    Vec v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+SDE_INLINE Vec load_part(const void* p, int64_t n) {
+    Vec v = {};
+    __builtin_memcpy(&v, p, static_cast<size_t>(n) * 4);
+    return v;
+}
+SDE_INLINE void store(void* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
+SDE_INLINE void store_part(void* p, Vec v, int64_t n) {
+    __builtin_memcpy(p, &v, static_cast<size_t>(n) * 4);
+}
+
+SDE_INLINE IntVec bits_of(Vec v) { return reinterpret_cast<IntVec>(v); }
+SDE_INLINE Vec from_bits(IntVec v) { return reinterpret_cast<Vec>(v); }
+
+// Where either is a NaN, the result is b.
+SDE_INLINE Vec min_of(Vec a, Vec b) { return a < b ? a : b; }
+SDE_INLINE Vec max_of(Vec a, Vec b) { return a > b ? a : b; }
+SDE_INLINE Vec abs_of(Vec a) { return from_bits(bits_of(a) & 0x7fffffff); }
+
+SDE_INLINE double sum_lanes(Vec v) {
+    double sum = 0;
+    for (int i = 0; i < kLanes; ++i) sum += static_cast<double>(v[i]);
+    return sum;
+}
+SDE_INLINE float max_lane(Vec v) {
+    float best = v[0];
+    for (int i = 1; i < kLanes; ++i) best = best > v[i] ? best : v[i];
+    return best;
+}
+
+// Transposes kLanes x kLanes floats in log2(kLanes) rounds: each round writes the first half of the rows interleaved
+// with the second half, which rotates the bits of an element's (row, column) number by one.
+template <int... I>
+struct Lanes {};
+template <int N, int... I>
+struct MakeLanes : MakeLanes<N - 1, N - 1, I...> {};
+template <int... I>
+struct MakeLanes<0, I...> {
+    using type = Lanes<I...>;
+};
+
+template <int... I>
+SDE_INLINE void interleave(Vec a, Vec b, Vec& low, Vec& high, Lanes<I...>) {
+    low = __builtin_shufflevector(a, b, (I / 2 + (I % 2) * kLanes)...);
+    high = __builtin_shufflevector(a, b, (kLanes / 2 + I / 2 + (I % 2) * kLanes)...);
+}
+
+SDE_INLINE void transpose(Vec (&m)[kLanes]) {
+    for (int round = 1; round < kLanes; round *= 2) {
+        Vec t[kLanes];
+        for (int i = 0; i < kLanes / 2; ++i)
+            interleave(m[i], m[i + kLanes / 2], t[2 * i], t[2 * i + 1], MakeLanes<kLanes>::type{});
+        for (int i = 0; i < kLanes; ++i) m[i] = t[i];
+    }
+}
+
+// Hands out parts of one block of scratch memory. A kernel lays its parts out twice by the same function: first
+// without memory, to learn the size, then with it.
+class Layout {
+  public:
+    explicit Layout(void* base) : base_(static_cast<char*>(base)) {}
+
+    template <class T>
+    T* take(int64_t count) {
+        T* part = base_ ? reinterpret_cast<T*>(base_ + size_) : nullptr;
+        size_ += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+        return part;
+    }
+    size_t size() const { return size_; }
+
+  private:
+    char* base_;
+    size_t size_ = 0;
+};
+
+// A Parts has a member `void lay_out(Layout&)`.
+template <class Parts>
+void allocate(Parts& parts) {
+    Layout measure(nullptr);
+    parts.lay_out(measure);
+    Layout layout(thread_scratch(measure.size()));
+    parts.lay_out(layout);
+}

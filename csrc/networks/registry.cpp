@@ -1,0 +1,65 @@
+#include <algorithm>
+
+#include "base/error.h"
+#include "networks/autoencoders/kl.h"
+#include "networks/denoisers/unet.h"
+#include "networks/network.h"
+#include "networks/text/clip.h"
+
+namespace sde::networks {
+namespace {
+
+// Answers every request and remembers it: turns a network's constructor into a list of its parameters.
+class Declaration : public ParameterSource {
+  public:
+    ggml_tensor* parameter(const std::string& name, const Shape& shape, Use) override {
+        names.emplace_back(name, shape);
+        return nullptr;
+    }
+    bool has(const std::string&) const override { return true; }
+    std::vector<std::pair<std::string, Shape>> names;
+};
+
+template <class T>
+std::unique_ptr<Network> make(const nn::Scope& scope, const Config& config) {
+    return std::make_unique<T>(scope, config);
+}
+
+const std::map<std::string, std::unique_ptr<Network> (*)(const nn::Scope&, const Config&)> kNetworks = {
+    {"unet", make<UNet>},
+    {"clip_text", make<ClipText>},
+    {"autoencoder_kl_encoder", make<KlEncoder>},
+    {"autoencoder_kl_decoder", make<KlDecoder>},
+};
+
+}  // namespace
+
+std::unique_ptr<Network> make_network(const std::string& kind, const nn::Scope& scope, const Config& config) {
+    auto it = kNetworks.find(kind);
+    if (it != kNetworks.end()) return it->second(scope, config);
+    std::string known;
+    for (const auto& [name, make] : kNetworks) known += (known.empty() ? "" : ", ") + name;
+    throw Error(ErrorKind::Parameter, "there is no network '" + kind + "'; known are " + known);
+}
+
+std::vector<std::pair<std::string, Shape>> list_parameters(const std::string& kind, const Config& config) {
+    Declaration declaration;
+    make_network(kind, nn::Scope(declaration, ""), config);
+    return declaration.names;
+}
+
+const Shape& required(const InputShapes& shapes, const std::string& name, int rank) {
+    auto it = shapes.find(name);
+    if (it == shapes.end()) throw Error(ErrorKind::Parameter, "the input '" + name + "' is missing");
+    if (it->second.rank() != rank || it->second.elements() <= 0)
+        throw Error(ErrorKind::Parameter, "the input '" + name + "' has shape " + it->second.text() + "; it must have " +
+                                              std::to_string(rank) + " axes, none of them empty");
+    return it->second;
+}
+
+int64_t option(const Options& options, const std::string& name, int64_t otherwise) {
+    auto it = options.find(name);
+    return it == options.end() ? otherwise : it->second;
+}
+
+}  // namespace sde::networks

@@ -1,0 +1,226 @@
+#include "nn/layers.h"
+
+#include "nn/check.h"
+#include "nn/custom.h"
+
+namespace sde::nn {
+namespace {
+
+// Which operands of a custom operator belong to its epilogue.
+struct EpilogueSources {
+    int bias, batch_bias, residual;
+    Activation activation;
+
+    EpilogueSources() = default;
+    EpilogueSources(Sources& sources, ggml_tensor* bias_tensor, const Epilogue& epilogue)
+        : bias(sources.add(bias_tensor)),
+          batch_bias(sources.add(epilogue.batch_bias)),
+          residual(sources.add(epilogue.residual)),
+          activation(epilogue.activation) {}
+
+    kernels::Epilogue resolve(const ggml_tensor* dst) const {
+        return {source(dst, bias), source(dst, batch_bias), source(dst, residual), activation};
+    }
+};
+
+void check_epilogue(const Epilogue& epilogue, const Shape& output) {
+    if (epilogue.residual) {
+        expect(epilogue.residual.shape() == output, "a residual must be " + output.text(), epilogue.residual);
+        expect(ggml_is_contiguous(epilogue.residual.raw()), "a residual must be contiguous", epilogue.residual);
+    }
+    if (epilogue.batch_bias) {
+        const Shape wanted{output[0], output.rank() == 4 ? output[1] : output[-1]};
+        expect(epilogue.batch_bias.shape() == wanted, "a batch bias must be " + wanted.text(), epilogue.batch_bias);
+    }
+}
+
+struct Conv2dSpec {
+    kernels::Conv2d op;
+    EpilogueSources epilogue;
+};
+
+void run_conv2d(Conv2dSpec spec, const ggml_tensor* dst, kernels::Team& team) {
+    spec.op.input = source(dst, 0);
+    spec.op.weight.data = dst->src[1]->data;
+    spec.op.output = static_cast<float*>(dst->data);
+    spec.op.epilogue = spec.epilogue.resolve(dst);
+    kernels::conv2d(spec.op, team);
+}
+
+struct LinearSpec {
+    kernels::Linear op;
+    EpilogueSources epilogue;
+};
+
+void run_linear(LinearSpec spec, const ggml_tensor* dst, kernels::Team& team) {
+    spec.op.input = source(dst, 0);
+    spec.op.weight.data = dst->src[1]->data;
+    spec.op.output = static_cast<float*>(dst->data);
+    spec.op.epilogue = spec.epilogue.resolve(dst);
+    kernels::linear(spec.op, team);
+}
+
+
+void run_group_norm(kernels::GroupNorm op, const ggml_tensor* dst, kernels::Team& team) {
+    op.input = source(dst, 0);
+    op.gamma = source(dst, 1);
+    op.beta = source(dst, 2);
+    op.output = static_cast<float*>(dst->data);
+    kernels::group_norm(op, team);
+}
+
+void run_layer_norm(kernels::LayerNorm op, const ggml_tensor* dst, kernels::Team& team) {
+    op.input = source(dst, 0);
+    op.gamma = source(dst, 1);
+    op.beta = source(dst, 2);
+    op.output = static_cast<float*>(dst->data);
+    kernels::layer_norm(op, team);
+}
+
+kernels::Weight describe(const ggml_tensor* weight) {
+    return {nullptr, weight->type, weight->ne[1], weight->ne[0]};
+}
+
+}  // namespace
+
+Conv2d::Conv2d(const Scope& scope, int64_t in, int64_t out, Conv2dOptions options)
+    : in_(in),
+      out_(out),
+      options_(options),
+      weight_(scope.matrix("weight", Shape{out, in, options.kernel, options.kernel})),
+      bias_(options.bias ? scope.vector("bias", out) : nullptr) {}
+
+Tensor Conv2d::enlarged(const Tensor& x, int64_t height, int64_t width) const {
+    if (x.rank() == 4 && height == 2 * x.size(2) && width == 2 * x.size(3)) return apply(x, {}, true);
+    return apply(resize_nearest(x, height, width), {}, false);
+}
+
+Tensor Conv2d::apply(const Tensor& x, const Epilogue& epilogue, bool upsample_2x) const {
+    expect(x.rank() == 4 && x.size(1) == in_, "a convolution takes [N, " + std::to_string(in_) + ", H, W]", x);
+    Conv2dSpec spec{};
+    kernels::Conv2d& op = spec.op;
+    op.batch = x.size(0);
+    op.height = x.size(2);
+    op.width = x.size(3);
+    op.in_channels = in_;
+    op.weight = describe(weight_);
+    op.kernel_h = op.kernel_w = options_.kernel;
+    op.stride = options_.stride;
+    const int pad = options_.kernel / 2;
+    op.pad_top = op.pad_left = options_.pad_right_bottom_only ? 0 : pad;
+    op.pad_bottom = op.pad_right = pad;
+    op.upsample2x = upsample_2x;
+    const int64_t grown = upsample_2x ? 2 : 1;
+    const auto out_size = [&](int64_t size, int before, int after) {
+        return (size * grown + before + after - options_.kernel) / options_.stride + 1;
+    };
+    const Shape shape{op.batch, out_, out_size(op.height, op.pad_top, op.pad_bottom),
+                      out_size(op.width, op.pad_left, op.pad_right)};
+    expect(shape[2] > 0 && shape[3] > 0, "the feature map is too small for a convolution", x);
+    check_epilogue(epilogue, shape);
+
+    Sources sources;
+    sources.add(x);
+    sources.add(weight_);
+    spec.epilogue = EpilogueSources(sources, bias_, epilogue);
+    ggml_tensor* raw = custom(x.graph(), {shape[1], shape[3], shape[2], shape[0]}, sources, spec, run_conv2d);
+    return {x.graph(), raw, shape};
+}
+
+Linear::Linear(const Scope& scope, int64_t in, int64_t out, bool bias)
+    : in_(in),
+      out_(out),
+      weight_(scope.matrix("weight", Shape{out, in})),
+      bias_(bias ? scope.vector("bias", out) : nullptr) {}
+
+Tensor Linear::operator()(const Tensor& x, const Epilogue& epilogue) const {
+    expect((x.rank() == 2 || x.rank() == 3) && x.size(-1) == in_,
+           "a linear layer takes " + std::to_string(in_) + " values on the last axis", x);
+    expect(ggml_is_contiguous(x.raw()), "a linear layer takes a contiguous tensor", x);
+    std::vector<int64_t> dims = x.shape().dims();
+    dims.back() = out_;
+    const Shape shape(dims);
+    check_epilogue(epilogue, shape);
+    LinearSpec spec{};
+    spec.op.in_features = in_;
+    spec.op.rows = x.shape().elements() / in_;
+    spec.op.rows_per_batch = spec.op.rows / x.size(0);
+    spec.op.weight = describe(weight_);
+    Sources sources;
+    sources.add(x);
+    sources.add(weight_);
+    spec.epilogue = EpilogueSources(sources, bias_, epilogue);
+    const std::vector<int64_t> ne(dims.rbegin(), dims.rend());
+    return {x.graph(), custom(x.graph(), ne, sources, spec, run_linear), shape};
+}
+
+GroupNorm::GroupNorm(const Scope& scope, int64_t channels, int64_t groups, float eps)
+    : channels_(channels),
+      groups_(groups),
+      eps_(eps),
+      gamma_(scope.vector("weight", channels)),
+      beta_(scope.vector("bias", channels)) {
+    if (groups <= 0 || channels % groups != 0)
+        throw Error(ErrorKind::Parameter, std::to_string(channels) + " channels cannot be parted into " +
+                                              std::to_string(groups) + " groups");
+}
+
+Tensor GroupNorm::apply(const Tensor& x, bool silu) const {
+    expect(x.rank() == 4 && x.size(1) == channels_,
+           "a group norm takes [N, " + std::to_string(channels_) + ", H, W]", x);
+    kernels::GroupNorm op{};
+    op.batch = x.size(0);
+    op.pixels = x.size(2) * x.size(3);
+    op.channels = channels_;
+    op.groups = groups_;
+    op.eps = eps_;
+    op.silu = silu;
+    Sources sources;
+    sources.add(x);
+    sources.add(gamma_);
+    sources.add(beta_);
+    const std::vector<int64_t> ne(x.raw()->ne, x.raw()->ne + 4);
+    return {x.graph(), custom(x.graph(), ne, sources, op, run_group_norm), x.shape()};
+}
+
+LayerNorm::LayerNorm(const Scope& scope, int64_t width, float eps)
+    : width_(width), eps_(eps), gamma_(scope.vector("weight", width)), beta_(scope.vector("bias", width)) {}
+
+Tensor LayerNorm::operator()(const Tensor& x) const {
+    expect(x.rank() <= 3 && x.size(-1) == width_,
+           "a layer norm takes " + std::to_string(width_) + " values on the last axis", x);
+    kernels::LayerNorm op{};
+    op.rows = x.shape().elements() / width_;
+    op.width = width_;
+    op.eps = eps_;
+    Sources sources;
+    sources.add(x);
+    sources.add(gamma_);
+    sources.add(beta_);
+    const std::vector<int64_t> ne(x.raw()->ne, x.raw()->ne + 4);
+    return {x.graph(), custom(x.graph(), ne, sources, op, run_layer_norm), x.shape()};
+}
+
+Embedding::Embedding(const Scope& scope, int64_t entries, int64_t width)
+    : entries_(entries), width_(width), weight_(scope.matrix("weight", Shape{entries, width})) {}
+
+Tensor Embedding::operator()(const Tensor& ids) const {
+    expect(ids.rank() == 2, "ids are [N, tokens]", ids);
+    ggml_context* context = ids.graph().context();
+    ggml_tensor* flat = ggml_reshape_1d(context, ids.raw(), ids.shape().elements());
+    const Shape shape{ids.size(0), ids.size(1), width_};
+    ggml_tensor* rows = ggml_get_rows(context, weight_, flat);
+    return {ids.graph(), ggml_reshape_3d(context, rows, width_, ids.size(1), ids.size(0)), shape};
+}
+
+Tensor Embedding::rows(Graph& graph, int64_t count) const {
+    if (count > entries_)
+        throw Error(ErrorKind::Parameter, std::to_string(count) + " positions were asked for, the network has " +
+                                              std::to_string(entries_));
+    ggml_context* context = graph.context();
+    ggml_tensor* view = ggml_view_2d(context, weight_, width_, count, weight_->nb[1], 0);
+    ggml_tensor* values = ggml_cast(context, view, GGML_TYPE_F32);
+    return {graph, values, Shape{count, width_}};
+}
+
+}  // namespace sde::nn

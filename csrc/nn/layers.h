@@ -1,0 +1,86 @@
+// Layers: typed members of a network, built from a Scope. Building one resolves its parameters; calling one adds
+// operators to a graph. Only layers know how a parameter is stored.
+#pragma once
+
+#include "nn/ops.h"
+#include "nn/scope.h"
+
+namespace sde::nn {
+
+// What happens to a layer's result before it is written: activation first, then the residual is added.
+struct Epilogue {
+    Tensor residual = {};    // same shape as the output
+    Tensor batch_bias = {};  // [N, channels], added before the activation
+    Activation activation = Activation::None;
+};
+
+struct Conv2dOptions {
+    int kernel = 3;
+    int stride = 1;
+    bool bias = true;
+    // Downsampling in the VAE pads only right and bottom (atlas: KL autoencoders).
+    bool pad_right_bottom_only = false;
+};
+
+class Conv2d {
+  public:
+    Conv2d(const Scope& scope, int64_t in, int64_t out, Conv2dOptions options = {});
+    Tensor operator()(const Tensor& x, const Epilogue& epilogue = {}) const { return apply(x, epilogue, false); }
+    // The convolution of x enlarged to height x width by nearest neighbour; twice the size costs no copy.
+    Tensor enlarged(const Tensor& x, int64_t height, int64_t width) const;
+
+  private:
+    Tensor apply(const Tensor& x, const Epilogue& epilogue, bool upsample_2x) const;
+
+    int64_t in_, out_;
+    Conv2dOptions options_;
+    ggml_tensor *weight_, *bias_;
+};
+
+class Linear {
+  public:
+    Linear(const Scope& scope, int64_t in, int64_t out, bool bias = true);
+    // A linear layer whose file may hold it as a 1x1 convolution [out, in, 1, 1] is loaded as [out, in].
+    Tensor operator()(const Tensor& x, const Epilogue& epilogue = {}) const;
+
+  private:
+    int64_t in_, out_;
+    ggml_tensor *weight_, *bias_;
+};
+
+class GroupNorm {
+  public:
+    GroupNorm(const Scope& scope, int64_t channels, int64_t groups, float eps);
+    Tensor operator()(const Tensor& x) const { return apply(x, false); }
+    Tensor then_silu(const Tensor& x) const { return apply(x, true); }
+
+  private:
+    Tensor apply(const Tensor& x, bool silu) const;
+    int64_t channels_, groups_;
+    float eps_;
+    ggml_tensor *gamma_, *beta_;
+};
+
+class LayerNorm {
+  public:
+    LayerNorm(const Scope& scope, int64_t width, float eps);
+    Tensor operator()(const Tensor& x) const;
+
+  private:
+    int64_t width_;
+    float eps_;
+    ggml_tensor *gamma_, *beta_;
+};
+
+class Embedding {
+  public:
+    Embedding(const Scope& scope, int64_t entries, int64_t width);
+    Tensor operator()(const Tensor& ids) const;  // [N, tokens] int32 -> [N, tokens, width]
+    Tensor rows(Graph& graph, int64_t count) const;  // the first `count` rows, [count, width] float32
+
+  private:
+    int64_t entries_, width_;
+    ggml_tensor* weight_;
+};
+
+}  // namespace sde::nn

@@ -1,0 +1,224 @@
+#include "nn/ops.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "nn/check.h"
+#include "nn/custom.h"
+
+namespace sde::nn {
+namespace {
+
+// ggml axes (fastest first) of a tensor of this shape.
+std::vector<int64_t> axes(const Shape& shape) {
+    if (shape.rank() == 4) return {shape[1], shape[3], shape[2], shape[0]};
+    return {shape.dims().rbegin(), shape.dims().rend()};
+}
+
+ggml_tensor* reshaped(Graph& graph, ggml_tensor* raw, const Shape& shape) {
+    std::vector<int64_t> ne = axes(shape);
+    ne.resize(4, 1);
+    return ggml_reshape_4d(graph.context(), raw, ne[0], ne[1], ne[2], ne[3]);
+}
+
+struct ConcatSpec {
+    int64_t pixels, a_channels, b_channels;
+};
+
+void run_concat(ConcatSpec spec, const ggml_tensor* dst, kernels::Team& team) {
+    const float *a = source(dst, 0), *b = source(dst, 1);
+    auto* out = static_cast<float*>(dst->data);
+    const int64_t channels = spec.a_channels + spec.b_channels;
+    const int64_t begin = spec.pixels * team.rank() / team.size();
+    const int64_t end = spec.pixels * (team.rank() + 1) / team.size();
+    for (int64_t p = begin; p < end; ++p) {
+        std::memcpy(out + p * channels, a + p * spec.a_channels, spec.a_channels * sizeof(float));
+        std::memcpy(out + p * channels + spec.a_channels, b + p * spec.b_channels, spec.b_channels * sizeof(float));
+    }
+}
+
+struct AttentionSpec {
+    kernels::Attention op;
+    int mask;
+};
+
+void run_attention(AttentionSpec spec, const ggml_tensor* dst, kernels::Team& team) {
+    spec.op.q = source(dst, 0);
+    spec.op.k = source(dst, 1);
+    spec.op.v = source(dst, 2);
+    spec.op.mask = source(dst, spec.mask);
+    spec.op.output = static_cast<float*>(dst->data);
+    kernels::attention(spec.op, team);
+}
+
+void run_geglu(kernels::Geglu op, const ggml_tensor* dst, kernels::Team& team) {
+    op.input = source(dst, 0);
+    op.output = static_cast<float*>(dst->data);
+    kernels::geglu(op, team);
+}
+
+}  // namespace
+
+Tensor input(Graph& graph, const std::string& name, const Shape& shape) {
+    return {graph, graph.add_input(name, GGML_TYPE_F32, axes(shape)), shape};
+}
+
+Tensor input_ids(Graph& graph, const std::string& name, const Shape& shape, int64_t limit) {
+    return {graph, graph.add_id_input(name, axes(shape), limit), shape};
+}
+
+void output(const std::string& name, const Tensor& x) {
+    Graph& graph = x.graph();
+    ggml_tensor* raw = x.raw();
+    // A view or an input cannot carry the output flag itself.
+    if (raw->view_src || raw->op == GGML_OP_NONE || !ggml_is_contiguous(raw)) raw = ggml_cont(graph.context(), raw);
+    graph.add_output(name, raw, x.shape());
+}
+
+Tensor tokens(const Tensor& x) {
+    expect(x.rank() == 4, "tokens() takes a feature map [N, C, H, W]", x);
+    const Shape shape{x.size(0), x.size(2) * x.size(3), x.size(1)};
+    return {x.graph(), reshaped(x.graph(), x.raw(), shape), shape};
+}
+
+Tensor feature_map(const Tensor& x, int64_t height, int64_t width) {
+    expect(x.rank() == 3 && x.size(1) == height * width,
+           "feature_map() takes tokens [N, " + std::to_string(height * width) + ", C]", x);
+    const Shape shape{x.size(0), x.size(2), height, width};
+    return {x.graph(), reshaped(x.graph(), x.raw(), shape), shape};
+}
+
+Tensor reshape(const Tensor& x, const Shape& shape) {
+    expect(x.rank() != 4 && shape.rank() < 4 && x.shape().elements() == shape.elements(),
+           "a reshape to " + shape.text() + " does not fit", x);
+    return {x.graph(), reshaped(x.graph(), x.raw(), shape), shape};
+}
+
+Tensor add(const Tensor& a, const Tensor& b) {
+    if (b.rank() == 1)
+        expect(a.size(-1) == b.size(0) && a.rank() != 4, "a vector of " + std::to_string(b.size(0)) +
+               " is added to the last axis", a);
+    else
+        expect_same(a, b, "add");
+    return {a.graph(), ggml_add(a.graph().context(), a.raw(), b.raw()), a.shape()};
+}
+
+Tensor add_broadcast(const Tensor& a, const Tensor& b) {
+    const bool fits = a.rank() == 3 && b.rank() == 2 && a.size(1) == b.size(0) && a.size(2) == b.size(1);
+    expect(fits, "add_broadcast() adds " + b.shape().text() + " to [N, tokens, width]", a);
+    return {a.graph(), ggml_add(a.graph().context(), a.raw(), b.raw()), a.shape()};
+}
+
+Tensor take_rows(const Tensor& x, const Tensor& rows) {
+    expect(x.rank() == 3, "take_rows() takes [N, tokens, width]", x);
+    expect(rows.rank() == 1, "take_rows() takes row numbers [M]", rows);
+    ggml_context* context = x.graph().context();
+    ggml_tensor* flat = ggml_reshape_2d(context, x.raw(), x.size(2), x.size(0) * x.size(1));
+    return {x.graph(), ggml_get_rows(context, flat, rows.raw()), Shape{rows.size(0), x.size(2)}};
+}
+
+Tensor scale(const Tensor& x, float factor) {
+    return {x.graph(), ggml_scale(x.graph().context(), x.raw(), factor), x.shape()};
+}
+
+Tensor activate(const Tensor& x, Activation activation) {
+    ggml_context* context = x.graph().context();
+    switch (activation) {
+        case Activation::None: return x;
+        case Activation::Silu: return {x.graph(), ggml_silu(context, x.raw()), x.shape()};
+        case Activation::Gelu: return {x.graph(), ggml_gelu_erf(context, x.raw()), x.shape()};
+        case Activation::GeluTanh: return {x.graph(), ggml_gelu(context, x.raw()), x.shape()};
+        case Activation::QuickGelu: return {x.graph(), ggml_gelu_quick(context, x.raw()), x.shape()};
+    }
+    return x;
+}
+
+Tensor concat_channels(const Tensor& a, const Tensor& b) {
+    expect(a.rank() == 4, "concat_channels() takes feature maps", a);
+    const bool fits = b.rank() == 4 && a.size(0) == b.size(0) && a.size(2) == b.size(2) && a.size(3) == b.size(3);
+    expect(fits, "concat_channels() takes feature maps of one size, the first is " + a.shape().text(), b);
+    const Shape shape{a.size(0), a.size(1) + b.size(1), a.size(2), a.size(3)};
+    Sources sources;
+    sources.add(a);
+    sources.add(b);
+    const ConcatSpec spec{a.size(0) * a.size(2) * a.size(3), a.size(1), b.size(1)};
+    return {a.graph(), custom(a.graph(), axes(shape), sources, spec, run_concat), shape};
+}
+
+Tensor resize_nearest(const Tensor& x, int64_t height, int64_t width) {
+    expect(x.rank() == 4 && height > 0 && width > 0, "resize_nearest() takes a feature map", x);
+    ggml_tensor* raw = ggml_interpolate(x.graph().context(), x.raw(), x.size(1), width, height, x.size(0),
+                                        GGML_SCALE_MODE_NEAREST);
+    return {x.graph(), raw, Shape{x.size(0), x.size(1), height, width}};
+}
+
+Tensor slice_last(const Tensor& x, int64_t start, int64_t count) {
+    expect((x.rank() == 2 || x.rank() == 3) && start >= 0 && count > 0 && start + count <= x.size(-1),
+           "entries " + std::to_string(start) + " to " + std::to_string(start + count) + " were asked for", x);
+    std::vector<int64_t> dims = x.shape().dims();
+    dims.back() = count;
+    ggml_tensor* raw = x.raw();
+    ggml_tensor* view = ggml_view_3d(x.graph().context(), raw, count, raw->ne[1], raw->ne[2], raw->nb[1], raw->nb[2],
+                                     static_cast<size_t>(start) * raw->nb[0]);
+    return {x.graph(), view, Shape(dims)};
+}
+
+Tensor geglu(const Tensor& x) {
+    expect(x.rank() == 3 && x.size(2) % 2 == 0, "geglu() takes [N, tokens, 2 * inner]", x);
+    const Shape shape{x.size(0), x.size(1), x.size(2) / 2};
+    Sources sources;
+    sources.add(x);
+    kernels::Geglu op{};
+    op.rows = x.size(0) * x.size(1);
+    op.inner = x.size(2) / 2;
+    return {x.graph(), custom(x.graph(), axes(shape), sources, op, run_geglu), shape};
+}
+
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionOptions& options) {
+    expect(q.rank() == 3 && q.size(2) % options.heads == 0, "attention queries are [N, tokens, heads * head_dim]", q);
+    const bool fits = k.rank() == 3 && k.size(0) == q.size(0) && k.size(2) == q.size(2);
+    expect(fits, "attention keys must fit the queries " + q.shape().text(), k);
+    expect_same(k, v, "attention keys and values");
+    Sources sources;
+    AttentionSpec spec{};
+    sources.add(q);
+    sources.add(k);
+    sources.add(v);
+    spec.mask = sources.add(options.mask);
+    kernels::Attention& op = spec.op;
+    op.batch = q.size(0);
+    op.heads = op.kv_heads = options.heads;
+    op.head_dim = q.size(2) / options.heads;
+    op.q_len = q.size(1);
+    op.kv_len = k.size(1);
+    const auto stride = [](const Tensor& x, int axis) { return static_cast<int64_t>(x.raw()->nb[axis] / sizeof(float)); };
+    op.q_token_stride = stride(q, 1);
+    op.k_token_stride = stride(k, 1);
+    op.v_token_stride = stride(v, 1);
+    op.q_batch_stride = stride(q, 2);
+    op.k_batch_stride = stride(k, 2);
+    op.v_batch_stride = stride(v, 2);
+    op.output_token_stride = q.size(2);
+    op.output_batch_stride = q.size(1) * q.size(2);
+    op.scale = 1.0f / std::sqrt(static_cast<float>(op.head_dim));
+    op.causal = options.causal;
+    if (options.mask) {
+        const Tensor& mask = options.mask;
+        const bool mask_fits = mask.rank() == 3 && (mask.size(0) == 1 || mask.size(0) == op.batch) &&
+                               mask.size(1) == op.q_len && mask.size(2) == op.kv_len;
+        expect(mask_fits, "an attention mask is [1 or N, query tokens, key tokens]", mask);
+        op.mask_batch = mask.size(0);
+    }
+    return {q.graph(), custom(q.graph(), axes(q.shape()), sources, spec, run_attention), q.shape()};
+}
+
+Tensor timestep_embedding(const Tensor& timesteps, int64_t width) {
+    expect(timesteps.rank() == 1, "timesteps are [N]", timesteps);
+    expect(width % 2 == 0, "a timestep embedding has an even width", timesteps);
+    constexpr int kMaxPeriod = 10000;
+    ggml_tensor* raw = ggml_timestep_embedding(timesteps.graph().context(), timesteps.raw(),
+                                               static_cast<int>(width), kMaxPeriod);
+    return {timesteps.graph(), raw, Shape{timesteps.size(0), width}};
+}
+
+}  // namespace sde::nn

@@ -1,0 +1,75 @@
+#include "runtime/device.h"
+
+#include <algorithm>
+#include <fstream>
+#include <set>
+#include <string>
+#include <thread>
+
+#include "base/error.h"
+
+#ifdef __linux__
+#include <sched.h>
+#endif
+
+namespace sde {
+
+int physical_cores() {
+    const int logical = std::max(1u, std::thread::hardware_concurrency());
+#ifdef __linux__
+    // Hyper-threads of one core share its arithmetic units, and kernels here keep those busy: count each core once.
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return logical;
+    std::set<std::string> cores;
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+        if (!CPU_ISSET(cpu, &allowed)) continue;
+        std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(cpu) +
+                           "/topology/thread_siblings_list");
+        std::string siblings;
+        cores.insert(std::getline(file, siblings) ? siblings : std::to_string(cpu));
+    }
+    return std::max<int>(1, static_cast<int>(cores.size()));
+#else
+    return logical;
+#endif
+}
+
+std::shared_ptr<Device> Device::cpu(int threads) {
+    std::shared_ptr<Device> device(new Device);
+    device->threads_ = threads > 0 ? std::min(threads, GGML_MAX_N_THREADS) : physical_cores();
+    device->backend_ = ggml_backend_cpu_init();
+    if (!device->backend_) throw Error(ErrorKind::Device, "the CPU backend could not be started");
+    // One pool for the life of the device: no thread is started per graph.
+    ggml_threadpool_params params = ggml_threadpool_params_default(device->threads_);
+    device->threadpool_ = ggml_threadpool_new(&params);
+    if (!device->threadpool_)
+        throw Error(ErrorKind::Device,
+                    std::to_string(device->threads_) + " CPU threads could not be started");
+    ggml_backend_cpu_set_n_threads(device->backend_, device->threads_);
+    ggml_backend_cpu_set_threadpool(device->backend_, device->threadpool_);
+    ggml_threadpool_pause(device->threadpool_);
+    return device;
+}
+
+Device::~Device() {
+    if (backend_) ggml_backend_free(backend_);
+    if (threadpool_) ggml_threadpool_free(threadpool_);
+}
+
+void Device::compute(ggml_cgraph* graph, const CancelCheck& cancel) {
+    std::lock_guard lock(mutex_);
+    auto ask = [](void* data) { return (*static_cast<const CancelCheck*>(data))(); };
+    if (cancel)
+        ggml_backend_cpu_set_abort_callback(backend_, ask, const_cast<CancelCheck*>(&cancel));
+    const ggml_status status = ggml_backend_graph_compute(backend_, graph);
+    ggml_backend_cpu_set_abort_callback(backend_, nullptr, nullptr);
+    // Between graphs the threads sleep: they would otherwise spin on cores that Python or another pipeline needs.
+    ggml_threadpool_pause(threadpool_);
+    if (status == GGML_STATUS_ABORTED) throw Error(ErrorKind::Cancelled, "the run was cancelled");
+    if (status == GGML_STATUS_ALLOC_FAILED)
+        throw Error(ErrorKind::OutOfMemory, "the CPU backend could not allocate its work buffer");
+    if (status != GGML_STATUS_SUCCESS)
+        throw Error(ErrorKind::Device, "the CPU backend failed to run a graph");
+}
+
+}  // namespace sde

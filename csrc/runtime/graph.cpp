@@ -1,0 +1,85 @@
+#include "runtime/graph.h"
+
+#include "base/error.h"
+
+namespace sde {
+namespace {
+
+// Room for the headers of one graph's operators; the largest network here (SDXL) has about 8,000.
+constexpr size_t kMaxNodes = 32768;
+
+}  // namespace
+
+Graph::Graph(std::shared_ptr<Device> device) : device_(std::move(device)) {
+    const size_t bytes = ggml_tensor_overhead() * kMaxNodes + ggml_graph_overhead_custom(kMaxNodes, false);
+    context_ = ggml_init({bytes, nullptr, true});
+    if (!context_) throw Error(ErrorKind::OutOfMemory, "no memory for a graph's description");
+    graph_ = ggml_new_graph_custom(context_, kMaxNodes, false);
+}
+
+Graph::~Graph() {
+    if (allocator_) ggml_gallocr_free(allocator_);
+    ggml_free(context_);
+}
+
+ggml_tensor* Graph::add_input(const std::string& name, ggml_type type, const std::vector<int64_t>& ne) {
+    ggml_tensor* tensor = ggml_new_tensor(context_, type, static_cast<int>(ne.size()), ne.data());
+    ggml_set_name(tensor, name.c_str());
+    ggml_set_input(tensor);
+    inputs_[name] = tensor;
+    return tensor;
+}
+
+ggml_tensor* Graph::add_id_input(const std::string& name, const std::vector<int64_t>& ne, int64_t limit) {
+    id_limits_[name] = limit;
+    return add_input(name, GGML_TYPE_I32, ne);
+}
+
+void Graph::add_output(const std::string& name, ggml_tensor* tensor, const Shape& shape) {
+    output_shapes_[name] = shape;
+    ggml_set_output(tensor);
+    ggml_build_forward_expand(graph_, tensor);
+    outputs_[name] = tensor;
+}
+
+void Graph::allocate() {
+    // An input that no operator reads must still have memory to be set.
+    for (auto& [name, tensor] : inputs_) ggml_build_forward_expand(graph_, tensor);
+    allocator_ = ggml_gallocr_new(ggml_backend_get_default_buffer_type(device_->backend()));
+    if (allocator_ && ggml_gallocr_alloc_graph(allocator_, graph_)) return;
+    throw Error(ErrorKind::OutOfMemory,
+                "no memory for a network's activations; use a smaller width, height or batch_size");
+}
+
+void Graph::set_input(const std::string& name, ggml_type type, const void* data, size_t bytes) {
+    auto it = inputs_.find(name);
+    if (it == inputs_.end())
+        throw Error(ErrorKind::Parameter, "the network has no input '" + name + "'");
+    if (type != it->second->type)
+        throw Error(ErrorKind::Parameter, "input '" + name + "' must hold " +
+                                              (it->second->type == GGML_TYPE_I32 ? "whole numbers (ids)" : "float32"));
+    if (bytes != ggml_nbytes(it->second))
+        throw Error(ErrorKind::Parameter, "input '" + name + "' has " + std::to_string(bytes) + " bytes, expected " +
+                                              std::to_string(ggml_nbytes(it->second)));
+    if (auto limit = id_limits_.find(name); limit != id_limits_.end()) {
+        const auto* ids = static_cast<const int32_t*>(data);
+        for (size_t i = 0; i < bytes / sizeof(int32_t); ++i)
+            if (ids[i] < 0 || ids[i] >= limit->second)
+                throw Error(ErrorKind::Parameter, "'" + name + "' holds the id " + std::to_string(ids[i]) +
+                                                      "; this model knows 0 to " + std::to_string(limit->second - 1) +
+                                                      ". Is the tokenizer another model's?");
+    }
+    ggml_backend_tensor_set(it->second, data, 0, bytes);
+}
+
+void Graph::compute(const CancelCheck& cancel) { device_->compute(graph_, cancel); }
+
+void Graph::get_output(const std::string& name, void* data, size_t bytes) const {
+    ggml_backend_tensor_get(outputs_.at(name), data, 0, bytes);
+}
+
+size_t Graph::activation_bytes() const {
+    return allocator_ ? ggml_gallocr_get_buffer_size(allocator_, 0) : 0;
+}
+
+}  // namespace sde

@@ -1,0 +1,68 @@
+// One ggml graph with named inputs and outputs: built once, run many times.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/shape.h"
+#include "ggml-alloc.h"
+#include "ggml.h"
+#include "runtime/device.h"
+
+namespace sde {
+
+class Graph {
+  public:
+    explicit Graph(std::shared_ptr<Device> device);
+    ~Graph();
+    Graph(const Graph&) = delete;
+    Graph& operator=(const Graph&) = delete;
+
+    ggml_context* context() const noexcept { return context_; }
+
+    // Building. An input keeps its memory only until its last reader has run, so it is set before every run.
+    ggml_tensor* add_input(const std::string& name, ggml_type type, const std::vector<int64_t>& ne);
+    // An int32 input whose values must lie in [0, limit): ggml would abort the process on a row that is not there.
+    ggml_tensor* add_id_input(const std::string& name, const std::vector<int64_t>& ne, int64_t limit);
+    // `shape` is the output's shape in torch order.
+    void add_output(const std::string& name, ggml_tensor* tensor, const Shape& shape);
+    // Keeps the description of a custom operator alive as long as the graph.
+    template <class T>
+    T* keep(T value) {
+        auto owned = std::make_shared<T>(std::move(value));
+        kept_.push_back(owned);
+        return owned.get();
+    }
+    template <class T>
+    T* keep() {
+        auto owned = std::make_shared<T>();
+        kept_.push_back(owned);
+        return owned.get();
+    }
+
+    // Plans the memory; no operator may be added afterwards. Throws OutOfMemory with the size that was asked for.
+    void allocate();
+
+    // Running: set every input, compute, get the outputs.
+    void set_input(const std::string& name, ggml_type type, const void* data, size_t bytes);
+    void compute(const CancelCheck& cancel);
+    void get_output(const std::string& name, void* data, size_t bytes) const;
+    const std::map<std::string, Shape>& output_shapes() const noexcept { return output_shapes_; }
+
+    // Bytes of activations.
+    size_t activation_bytes() const;
+
+  private:
+    std::shared_ptr<Device> device_;
+    ggml_context* context_ = nullptr;
+    ggml_cgraph* graph_ = nullptr;
+    ggml_gallocr_t allocator_ = nullptr;
+    std::map<std::string, ggml_tensor*> inputs_, outputs_;
+    std::map<std::string, Shape> output_shapes_;
+    std::map<std::string, int64_t> id_limits_;
+    std::vector<std::shared_ptr<void>> kept_;
+};
+
+}  // namespace sde

@@ -1,0 +1,119 @@
+#include "stages/runner.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+
+namespace sde {
+namespace {
+
+// Graphs of a component that stay ready: the shapes of one generation (single and guided batch).
+constexpr size_t kGraphsKept = 2;
+
+// [N, C, pixels] <-> [N, pixels, C] for one feature map.
+void to_channels_last(const float* in, float* out, int64_t batch, int64_t channels, int64_t pixels) {
+    for (int64_t n = 0; n < batch; ++n)
+        for (int64_t c = 0; c < channels; ++c)
+            for (int64_t p = 0; p < pixels; ++p)
+                out[(n * pixels + p) * channels + c] = in[(n * channels + c) * pixels + p];
+}
+
+void to_channels_first(const float* in, float* out, int64_t batch, int64_t channels, int64_t pixels) {
+    for (int64_t n = 0; n < batch; ++n)
+        for (int64_t c = 0; c < channels; ++c)
+            for (int64_t p = 0; p < pixels; ++p)
+                out[(n * channels + c) * pixels + p] = in[(n * pixels + p) * channels + c];
+}
+
+}  // namespace
+
+Runner::Runner(const std::string& kind, const Config& config, std::shared_ptr<WeightStore> store,
+               std::shared_ptr<Device> device)
+    : kind_(kind),
+      store_(std::move(store)),
+      device_(std::move(device)),
+      network_(networks::make_network(kind, nn::Scope(*store_, ""), config)) {}
+
+Runner::Compiled& Runner::compiled(const HostArrays& inputs, const networks::Options& options) {
+    std::string key;
+    networks::InputShapes shapes;
+    for (const auto& [name, array] : inputs) {
+        key += name + array.shape.text();
+        shapes[name] = array.shape;
+    }
+    for (const auto& [name, value] : options) key += name + "=" + std::to_string(value) + ";";
+    for (auto it = cache_.begin(); it != cache_.end(); ++it) {
+        if (it->key != key) continue;
+        cache_.splice(cache_.begin(), cache_, it);
+        return cache_.front();
+    }
+    while (cache_.size() >= kGraphsKept) cache_.pop_back();  // before building: its memory is needed
+    Compiled fresh;
+    fresh.key = key;
+    fresh.graph = std::make_unique<Graph>(device_);
+    network_->forward(*fresh.graph, shapes, options);
+    fresh.graph->allocate();
+    fresh.outputs = fresh.graph->output_shapes();
+    ++graphs_built_;
+    cache_.push_front(std::move(fresh));
+    return cache_.front();
+}
+
+HostArrays Runner::run(const HostArrays& inputs, const networks::Options& options, const CancelCheck& cancel) {
+    std::lock_guard lock(mutex_);
+    Compiled& current = compiled(inputs, options);
+    for (const auto& [name, array] : inputs) {
+        if (!array.ids.empty()) {
+            current.graph->set_input(name, GGML_TYPE_I32, array.ids.data(), array.ids.size() * sizeof(int32_t));
+        } else if (array.shape.rank() == 4) {
+            staging_.resize(array.floats.size());
+            to_channels_last(array.floats.data(), staging_.data(), array.shape[0], array.shape[1],
+                             array.shape[2] * array.shape[3]);
+            current.graph->set_input(name, GGML_TYPE_F32, staging_.data(), staging_.size() * sizeof(float));
+        } else {
+            current.graph->set_input(name, GGML_TYPE_F32, array.floats.data(), array.floats.size() * sizeof(float));
+        }
+    }
+    current.graph->compute(cancel);
+    HostArrays outputs;
+    for (const auto& [name, shape] : current.outputs) {
+        HostArray& array = outputs[name];
+        array.shape = shape;
+        array.floats.resize(static_cast<size_t>(shape.elements()));
+        const size_t bytes = array.floats.size() * sizeof(float);
+        if (shape.rank() == 4) {
+            staging_.resize(array.floats.size());
+            current.graph->get_output(name, staging_.data(), bytes);
+            to_channels_first(staging_.data(), array.floats.data(), shape[0], shape[1], shape[2] * shape[3]);
+        } else {
+            current.graph->get_output(name, array.floats.data(), bytes);
+        }
+        if (!std::all_of(array.floats.begin(), array.floats.end(), [](float v) { return std::isfinite(v); }))
+            report_not_finite(name);
+    }
+    return outputs;
+}
+
+void Runner::report_not_finite(const std::string& output) const {
+    std::string message = "the " + kind_ + " network produced NaN or infinity in '" + output + "'. ";
+    if (auto name = store_->first_not_finite())
+        throw Error(ErrorKind::Weights, message + "Its parameter '" + *name +
+                                            "' holds NaN or infinity: the file is damaged; download it again");
+    throw Error(ErrorKind::Numeric, message + "Its parameters are finite; look at the inputs");
+}
+
+void Runner::release() {
+    std::lock_guard lock(mutex_);
+    cache_.clear();
+    staging_ = {};
+}
+
+size_t Runner::activation_bytes() const {
+    std::lock_guard lock(mutex_);
+    size_t bytes = 0;
+    for (const Compiled& compiled : cache_) bytes += compiled.graph->activation_bytes();
+    return bytes;
+}
+
+}  // namespace sde

@@ -1,0 +1,33 @@
+// A file mapped read-only into memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+
+namespace sde {
+
+class MappedFile {
+  public:
+    // Throws Format when the file cannot be opened or is empty.
+    explicit MappedFile(const std::filesystem::path& path);
+    ~MappedFile();
+    MappedFile(const MappedFile&) = delete;
+    MappedFile& operator=(const MappedFile&) = delete;
+
+    // The bytes at [offset, offset + size); throws Format when they do not lie inside the file.
+    const uint8_t* bytes(uint64_t offset, uint64_t size) const;
+    const std::filesystem::path& path() const noexcept { return path_; }
+
+  private:
+    std::filesystem::path path_;
+    uint8_t* data_ = nullptr;
+    uint64_t size_ = 0;
+#ifdef _WIN32
+    void* file_ = nullptr;
+    void* mapping_ = nullptr;
+#endif
+};
+
+}  // namespace sde

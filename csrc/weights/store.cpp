@@ -1,0 +1,157 @@
+#include "weights/store.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "base/error.h"
+
+namespace sde {
+namespace {
+
+constexpr size_t kAlignment = 64;  // a cache line
+
+[[noreturn]] void fail(const std::string& message) { throw Error(ErrorKind::Weights, message); }
+
+}  // namespace
+
+void TensorSource::validate(const std::string& name) const {
+    if (shape.rank() > 4) fail("'" + name + "' has " + std::to_string(shape.rank()) + " axes; at most 4 are supported");
+    uint64_t elements = 1;
+    for (int64_t dim : shape.dims()) {
+        if (dim <= 0 || elements > (uint64_t{1} << 48) / static_cast<uint64_t>(dim))
+            fail("'" + name + "' has the impossible shape " + shape.text());
+        elements *= static_cast<uint64_t>(dim);
+    }
+    const auto block = static_cast<uint64_t>(dtype.block_elements());
+    if (elements % block != 0)
+        fail("'" + name + "' " + shape.text() + " cannot be stored in blocks of " +
+             std::to_string(block) + " values");
+    if (strides.empty()) {
+        if (dtype.bytes(static_cast<int64_t>(elements)) != nbytes)
+            fail("'" + name + "' " + shape.text() + " needs " +
+                 std::to_string(dtype.bytes(static_cast<int64_t>(elements))) + " bytes, the file gives it " +
+                 std::to_string(nbytes));
+        return;
+    }
+    if (block != 1 || static_cast<int>(strides.size()) != shape.rank())
+        fail("'" + name + "' has strides that do not fit its shape " + shape.text());
+    uint64_t last = 0;
+    for (int i = 0; i < shape.rank(); ++i) {
+        if (strides[i] < 0 || strides[i] > (int64_t{1} << 48)) fail("'" + name + "' has an impossible stride");
+        last += static_cast<uint64_t>(shape[i] - 1) * static_cast<uint64_t>(strides[i]);
+    }
+    if ((last + 1) * dtype.block_bytes() > nbytes)
+        fail("'" + name + "' has strides that reach behind its bytes");
+}
+
+std::vector<float> TensorSource::read(const uint8_t* bytes) const {
+    const int64_t elements = shape.elements();
+    std::vector<float> values(static_cast<size_t>(elements));
+    if (!strides.empty()) {
+        std::vector<int64_t> index(shape.rank(), 0);
+        for (int64_t i = 0; i < elements; ++i) {
+            int64_t at = 0;
+            for (int axis = 0; axis < shape.rank(); ++axis) at += index[axis] * strides[axis];
+            to_float(dtype, bytes + static_cast<size_t>(at) * dtype.block_bytes(), &values[i], 1);
+            for (int axis = shape.rank() - 1; axis >= 0 && ++index[axis] == shape[axis]; --axis)
+                index[axis] = 0;
+        }
+    } else if (dtype.type == GGML_TYPE_F32 && dtype.foreign == DType::Foreign::None) {
+        std::memcpy(values.data(), bytes, nbytes);
+    } else {
+        to_float(dtype, bytes, values.data(), elements);
+    }
+    if (!transpose) return values;
+    // `shape` is the wanted [rows, columns]; the bytes hold [columns, rows].
+    const int64_t rows = shape[0], columns = shape[1];
+    std::vector<float> turned(values.size());
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < columns; ++c) turned[r * columns + c] = values[c * rows + r];
+    return turned;
+}
+
+WeightStore::WeightStore() = default;
+
+WeightStore::~WeightStore() {
+    for (ggml_context* context : contexts_) ggml_free(context);
+}
+
+void WeightStore::add(const std::string& name, TensorSource source) {
+    source.validate(name);
+    if (entries_.count(name)) fail("'" + name + "' was given twice");
+    auto& file = files_[source.path];
+    if (!file) file = std::make_shared<MappedFile>(std::filesystem::path(source.path));
+    file->bytes(source.offset, source.nbytes);  // throws when the range is outside of the file
+    entries_.emplace(name, Entry{std::move(source), file, nullptr});
+}
+
+ggml_tensor* WeightStore::make_tensor(ggml_type type, const Shape& shape, const std::string& name) {
+    // Contexts hold tensor headers only; they are added in chunks as parameters are resolved.
+    constexpr size_t kTensorsPerContext = 256;
+    if (contexts_.empty() ||
+        ggml_used_mem(contexts_.back()) + ggml_tensor_overhead() > ggml_get_mem_size(contexts_.back())) {
+        ggml_context* context = ggml_init({ggml_tensor_overhead() * kTensorsPerContext, nullptr, true});
+        if (!context) throw Error(ErrorKind::OutOfMemory, "no memory for tensor headers");
+        contexts_.push_back(context);
+    }
+    // A matrix keeps its two axes; a kernel [out, in, kh, kw] becomes the matrix [out, in * kh * kw], so that every
+    // quantized type fits it in place.
+    const int64_t rows = shape.rank() > 1 ? shape[0] : 1;
+    ggml_tensor* tensor = ggml_new_tensor_2d(contexts_.back(), type, shape.elements() / rows, rows);
+    ggml_set_name(tensor, name.substr(name.size() > 60 ? name.size() - 60 : 0).c_str());
+    return tensor;
+}
+
+void* WeightStore::own(size_t bytes) {
+    owned_.push_back(std::make_unique<uint8_t[]>(bytes + kAlignment));
+    owned_bytes_ += bytes;
+    const auto address = reinterpret_cast<uintptr_t>(owned_.back().get());
+    return reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
+}
+
+ggml_tensor* WeightStore::parameter(const std::string& name, const Shape& shape, Use use) {
+    auto it = entries_.find(name);
+    if (it == entries_.end()) fail("the parameter '" + name + "' " + shape.text() + " is missing");
+    Entry& entry = it->second;
+    const TensorSource& source = entry.source;
+    if (!(source.shape == shape))
+        fail("the parameter '" + name + "' has shape " + source.shape.text() + ", expected " + shape.text());
+    if (entry.tensor) return entry.tensor;
+
+    const uint8_t* bytes = entry.file->bytes(source.offset, source.nbytes);
+    const bool plain = source.strides.empty() && !source.transpose && source.dtype.foreign == DType::Foreign::None;
+    ggml_type type = use == Use::Vector ? GGML_TYPE_F32 : source.dtype.type;
+    // Files may quantize a tensor as one long run (reshaped to rows of 256), so that a block spans two of our rows;
+    // such a parameter is held as f16 instead.
+    const int64_t row_elements = shape.rank() > 1 ? shape.elements() / shape[0] : shape.elements();
+    if (row_elements % ggml_blck_size(type) != 0) type = GGML_TYPE_F16;
+    // Blocks of quantized types hold 16-bit fields at most; an odd address (possible in a safetensors file) is copied.
+    const size_t natural = type == GGML_TYPE_F32 ? 4 : 2;
+    ggml_tensor* tensor = make_tensor(type, shape, name);
+    if (plain && type == source.dtype.type && reinterpret_cast<uintptr_t>(bytes) % natural == 0) {
+        tensor->data = const_cast<uint8_t*>(bytes);  // the mapping is read-only; graphs never write parameters
+        mapped_bytes_ += source.nbytes;
+    } else if (plain && type == source.dtype.type) {
+        tensor->data = own(source.nbytes);
+        std::memcpy(tensor->data, bytes, source.nbytes);
+    } else {
+        const std::vector<float> values = source.read(bytes);
+        tensor->data = own(ggml_nbytes(tensor));
+        from_float(type, values.data(), tensor->data, tensor->ne[1], tensor->ne[0]);
+    }
+    entry.tensor = tensor;
+    return tensor;
+}
+
+std::optional<std::string> WeightStore::first_not_finite() const {
+    for (const auto& [name, entry] : entries_) {
+        const uint8_t* bytes = entry.file->bytes(entry.source.offset, entry.source.nbytes);
+        const std::vector<float> values = entry.source.read(bytes);
+        if (!std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); }))
+            return name;
+    }
+    return std::nullopt;
+}
+
+}  // namespace sde

@@ -1,0 +1,80 @@
+// The one place where networks get their parameters from.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/shape.h"
+#include "ggml.h"
+#include "weights/dtype.h"
+#include "weights/mapped_file.h"
+
+namespace sde {
+
+// Where one tensor lies in a file.
+struct TensorSource {
+    std::string path;
+    uint64_t offset = 0;
+    uint64_t nbytes = 0;
+    DType dtype;
+    Shape shape;
+    std::vector<int64_t> strides;  // in elements; empty = contiguous
+    bool transpose = false;        // the file holds the transpose of a matrix [rows, columns] = shape
+
+    // Checks that shape, type, strides and byte count agree; throws Weights otherwise. `name` is for the message.
+    void validate(const std::string& name) const;
+    // The values as float32 in C order of `shape`, from the mapped bytes.
+    std::vector<float> read(const uint8_t* bytes) const;
+};
+
+// How a layer wants a parameter: a vector is always float32; a matrix or kernel is used in the file's type.
+enum class Use { Vector, Matrix };
+
+class ParameterSource {
+  public:
+    virtual ~ParameterSource() = default;
+    // The parameter as a ggml tensor with data (reversed axes). Throws Weights when it is missing or mis-shaped.
+    virtual ggml_tensor* parameter(const std::string& name, const Shape& shape, Use use) = 0;
+    virtual bool has(const std::string& name) const = 0;
+};
+
+// Parameters of one component, used in place from mapped files wherever the type allows it.
+class WeightStore : public ParameterSource {
+  public:
+    WeightStore();
+    ~WeightStore() override;
+
+    // Registers a tensor under its canonical name. Nothing is read yet but the file's mapping is checked.
+    void add(const std::string& name, TensorSource source);
+
+    ggml_tensor* parameter(const std::string& name, const Shape& shape, Use use) override;
+    bool has(const std::string& name) const override { return entries_.count(name) != 0; }
+
+    // Bytes that the store owns (converted parameters) and bytes mapped from files and used in place.
+    size_t owned_bytes() const noexcept { return owned_bytes_; }
+    size_t mapped_bytes() const noexcept { return mapped_bytes_; }
+
+    // The first registered parameter that holds NaN or infinity, if any: to explain a NaN that a network produced.
+    std::optional<std::string> first_not_finite() const;
+
+  private:
+    struct Entry {
+        TensorSource source;
+        std::shared_ptr<MappedFile> file;
+        ggml_tensor* tensor = nullptr;
+    };
+    ggml_tensor* make_tensor(ggml_type type, const Shape& shape, const std::string& name);
+    void* own(size_t bytes);
+
+    std::map<std::string, Entry> entries_;
+    std::map<std::string, std::shared_ptr<MappedFile>> files_;
+    std::vector<std::unique_ptr<uint8_t[]>> owned_;
+    std::vector<ggml_context*> contexts_;
+    size_t owned_bytes_ = 0, mapped_bytes_ = 0;
+};
+
+}  // namespace sde

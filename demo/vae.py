@@ -1,0 +1,249 @@
+"""The autoencoder: a small diffusers ``AutoencoderKL``, four latent channels, factor 8.
+
+It is trained on reconstruction with three additions:
+
+* the latents are whitened by a penalty on their mean and covariance, (cov - I)^2, instead of the
+  usual divergence, under which small encoders leave channels unused;
+* a little noise is added to the latents before decoding, so that the decoder forgives the small
+  errors a denoiser makes;
+* an edge term (differences of neighbouring pixels) keeps outlines crisp.
+
+When it is done, the exact mean and scale of the latents over the data set are folded into
+``quant_conv`` and ``post_quant_conv``, such that latents times 0.18215 (Stable Diffusion's
+factor) have mean zero and variance one, and the posterior gets the constant width it was trained
+with.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor
+
+from demo import shapes
+from demo.checker import check
+from demo.training import (
+    Average,
+    Clock,
+    Settings,
+    Team,
+    learning_rate,
+    load,
+    log,
+    save,
+    to_tensor,
+)
+
+SCALING_FACTOR = 0.18215
+LATENT_NOISE = 0.1
+"""Standard deviation of the noise added to latents of variance one."""
+
+_PEAK_RATE = 6e-4
+_CROP = 64
+_CROP_PART = 0.45
+"""Crops of this size are enough for the first part of the training, and four times cheaper."""
+_BANK = 1500
+"""Pictures drawn at a time and used a few times over."""
+
+
+def new_model() -> AutoencoderKL:
+    """Return the untrained autoencoder."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=shapes.SIZE,
+        scaling_factor=SCALING_FACTOR,
+    )
+
+
+class PictureBank:
+    """An endless supply of random training pictures."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = random.Random(seed)
+        self._triples = shapes.training_triples()
+        self._pixels = np.empty((0, shapes.SIZE, shapes.SIZE, 3), np.uint8)
+        self._uses = 0
+
+    def batch(self, count: int, crop: int = shapes.SIZE) -> Tensor:
+        """Return ``count`` pictures, or random crops of them, [count, 3, crop, crop] in -1..1."""
+        if len(self._pixels) == 0 or self._uses > 3 * _BANK:
+            self._pixels = np.stack([np.asarray(self._draw()) for _ in range(_BANK)])
+            self._uses = 0
+        self._uses += count
+        parts = []
+        for _ in range(count):
+            x, y = (self._rng.randint(0, shapes.SIZE - crop) for _ in "xy")
+            picture = self._pixels[self._rng.randrange(_BANK)]
+            parts.append(picture[y : y + crop, x : x + crop])
+        return to_tensor(np.stack(parts))
+
+    def _draw(self) -> Image.Image:
+        triple = self._rng.choice(self._triples)
+        return shapes.draw(shapes.random_scene(triple, self._rng))
+
+
+def whitening_penalty(latents: Tensor) -> Tensor:
+    """Return how far latents [N, 4, H, W] are from mean zero and unit covariance."""
+    flat = latents.movedim(1, 0).flatten(1)
+    mean = flat.mean(dim=1, keepdim=True)
+    covariance = (flat - mean) @ (flat - mean).T / flat.shape[1]
+    unit = torch.eye(len(flat), device=flat.device)
+    return (covariance - unit).square().mean() + mean.square().mean()
+
+
+def _edges(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    return pictures.diff(dim=2), pictures.diff(dim=3)
+
+
+def loss_of(model: AutoencoderKL, pictures: Tensor) -> tuple[Tensor, float]:
+    """Return the training loss of a batch, and its mean squared error for the log."""
+    latents = model.encode(pictures).latent_dist.mean
+    noisy = latents + LATENT_NOISE * torch.randn_like(latents)
+    restored = model.decode(noisy).sample
+    squared = F.mse_loss(restored, pictures)
+    edges = sum(F.l1_loss(a, b) for a, b in zip(_edges(restored), _edges(pictures), strict=True))
+    loss = F.l1_loss(restored, pictures) + squared + 0.5 * edges
+    return loss + 0.3 * whitening_penalty(latents), float(squared.detach())
+
+
+def train(settings: Settings, team: Team) -> None:
+    """Train the autoencoder until the time budget is used up; resumes from its checkpoint."""
+    path = settings.folder / "vae.pt"
+    torch.manual_seed(settings.seed)
+    model = new_model()
+    state = load(path)
+    if state is not None:
+        model.load_state_dict(state["model"])
+    model.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=1e-3)
+    average = Average(model, 0.998)
+    step, spent = 0, 0.0
+    if state is not None:
+        optimiser.load_state_dict(state["optimiser"])
+        average.weights = state["average"]
+        step, spent = state["step"], state["spent"]
+    torch.manual_seed(settings.seed + 1000 * team.rank + step)
+    bank = PictureBank(settings.seed + 1000 * team.rank + step)
+    clock = Clock(settings.minutes, spent)
+    progress = spent / clock.budget
+    while progress < 1:
+        crop = _CROP if progress < _CROP_PART else shapes.SIZE
+        pictures = bank.batch(16 if crop == _CROP else 6, crop)
+        pictures = pictures.to(settings.device, memory_format=torch.channels_last)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(_PEAK_RATE, progress, step)
+        optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(settings.device.split(":")[0], torch.bfloat16, enabled=_AUTOCAST):
+            loss, error = loss_of(model, pictures)
+        loss.backward()  # type: ignore[no-untyped-call]
+        spent = team.average_gradients(model.parameters(), clock.spent)
+        progress = spent / clock.budget
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        average.update(model, step)
+        if team.leads and (step % 50 == 0):
+            decibel = -10 * np.log10(error / 4)
+            log(settings.folder, "vae", step=step, spent=spent, loss=float(loss), psnr=decibel)
+        if team.leads and (step % 300 == 0 or progress >= 1):
+            save(
+                {
+                    "model": model.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "average": average.weights,
+                    "step": step,
+                    "spent": spent,
+                },
+                path,
+            )
+            finished = finish(average.weights)
+            log(settings.folder, "vae", step=step, **report(finished, 60))
+            finished.save_pretrained(settings.folder / "vae")
+
+
+_AUTOCAST = False
+
+
+@torch.no_grad()
+def finish(weights: dict[str, Any]) -> AutoencoderKL:
+    """Return the model with the mean and scale of its latents folded into its 1 x 1 convolutions.
+
+    Whitening is per channel: z' = (z - mean) / (deviation * 0.18215).
+    """
+    model = new_model()
+    model.load_state_dict(weights)
+    model.eval()
+    bank = PictureBank(seed=99)
+    latents = torch.cat([model.encode(bank.batch(20)).latent_dist.mean for _ in range(10)])
+    flat = latents.movedim(1, 0).flatten(1).double()
+    mean, deviation = flat.mean(dim=1), flat.std(dim=1) * SCALING_FACTOR
+    quant, post = model.quant_conv, model.post_quant_conv
+    weight, bias = quant.weight.double(), quant.bias.double()
+    quant.weight[:4] = (weight[:4] / deviation[:, None, None, None]).float()
+    quant.bias[:4] = ((bias[:4] - mean) / deviation).float()
+    # Channels 4 to 7 are the logarithm of the posterior's variance: constant, as trained.
+    quant.weight[4:] = 0
+    quant.bias[4:] = (2 * (LATENT_NOISE * flat.std(dim=1) / deviation).log()).float()
+    weight = post.weight.double()
+    post.bias += (weight[:, :, 0, 0] @ mean).float()
+    post.weight.copy_((weight * deviation[None, :, None, None]).float())
+    return model
+
+
+@torch.no_grad()
+def report(model: AutoencoderKL, count: int) -> dict[str, float]:
+    """Measure reconstructions: PSNR in dB, parts judged right, the latents' least variance.
+
+    ``least`` and ``most`` are the extreme eigenvalues of the covariance of the scaled latents; a
+    dead channel would show as a value near zero.
+    """
+    rng = random.Random(5)
+    triples = tuple(shapes.triples())
+    scenes = [shapes.random_scene(rng.choice(triples), rng) for _ in range(count)]
+    right = {"shape": 0, "colour": 0, "ground": 0}
+    error, latents = 0.0, []
+    for start in range(0, count, 20):
+        part = scenes[start : start + 20]
+        pictures = to_tensor(np.stack([np.asarray(shapes.draw(s)) for s in part]))
+        z = model.encode(pictures).latent_dist.mean
+        latents.append(z * SCALING_FACTOR)
+        restored = model.decode(z).sample.clamp(-1, 1)
+        error += float(F.mse_loss(restored, pictures)) * len(part) / count
+        for scene, picture in zip(part, to_pictures(restored), strict=True):
+            verdict = check(picture)
+            right["shape"] += verdict.shape == scene.shape
+            right["colour"] += verdict.colour == scene.colour
+            right["ground"] += verdict.background == scene.background
+    eigenvalues = torch.linalg.eigvalsh(torch.cat(latents).movedim(1, 0).flatten(1).cov())
+    return {
+        "psnr": -10 * float(np.log10(error / 4)),
+        **{name: value / count for name, value in right.items()},
+        "least": float(eigenvalues[0]),
+        "most": float(eigenvalues[-1]),
+    }
+
+
+def to_pictures(pixels: Tensor) -> list[Image.Image]:
+    """Turn floats [N, 3, H, W] in -1..1 into pictures."""
+    bytes_ = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(array) for array in bytes_]
+
+
+def load_finished(folder: Path) -> AutoencoderKL:
+    """Load the trained autoencoder from the stage's folder."""
+    model: AutoencoderKL = AutoencoderKL.from_pretrained(folder / "vae")
+    return model.eval()

@@ -1,0 +1,43 @@
+"""What a callback is told while a generation runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ._core import CancelToken
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """One finished sampling step.
+
+    Attributes:
+        step: 1 for the first.
+        steps: how many there will be.
+        sigma: noise level that the latents have now (0 after the last step).
+        latents: float32 ``[N, C, H / 8, W / 8]``, the state of the sampler.
+        denoised: float32, same shape: the picture that the denoiser believes in at this step, as latents.
+        seconds: time since the first step began.
+    """
+
+    step: int
+    steps: int
+    sigma: float
+    latents: NDArray[np.float32]
+    denoised: NDArray[np.float32]
+    seconds: float
+    _token: CancelToken
+
+    def cancel(self) -> None:
+        """Stop after this step; ``generate`` raises :class:`sdengine.Cancelled`."""
+        self._token.cancel()
+
+
+Callback = Callable[[StepEvent], None]
+"""Called after every step, in the thread that called ``generate``. An exception in it ends the run and comes out."""

@@ -1,0 +1,84 @@
+"""What a model family declares: plain data, and nothing that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sdengine.families.settings import Betas, Defaults, LatentFormat, Prediction
+from sdengine.keys import KeyTable
+
+Config = Mapping[str, Any]
+"""Hyper-parameters of one network, as the native module takes them."""
+Task = Literal["text", "inpaint", "edit"]
+"""What the denoiser takes beside noisy latents: nothing, a mask and a picture, or a picture."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """One network of a family, and where files keep it."""
+
+    name: str
+    """The component's name in a diffusers folder and everywhere in sdengine."""
+    title: str
+    """In words, to follow "this is"."""
+    kind: str
+    """The native network: a key of `sdengine.loading.networks.NETWORKS`."""
+    prefixes: tuple[str, ...]
+    """What may stand before a parameter's name in a file, in the order of search."""
+    tables: tuple[KeyTable, ...]
+    """The dialects of its parameter names, in the order of search."""
+    written: tuple[str, str]
+    """(prefix, table name) under which `convert` writes it."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A test of a network's hyper-parameters: every named value is one of those listed."""
+
+    allowed: Mapping[str, tuple[Any, ...]]
+
+    def fits(self, config: Config) -> bool:
+        """True if each named hyper-parameter has an allowed value."""
+        return all(config.get(key) in values for key, values in self.allowed.items())
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A member of a family that needs other defaults, or does another task."""
+
+    title: str
+    shape: Shape
+    task: Task = "text"
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of :class:`Defaults` that differ from the family's."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models that are loaded and sampled the same way."""
+
+    name: str
+    title: str
+    denoiser: str
+    """Name of the component that predicts; its shape is the family's signature."""
+    shape: Shape
+    components: tuple[Component, ...]
+    tokenizers: Mapping[str, str]
+    """Text encoder component -> kind of tokenizer."""
+    latents: LatentFormat
+    betas: Betas
+    prediction: Prediction
+    defaults: Defaults
+    attention_heads: int
+    """Heads per attention of the denoiser where the file does not say; tensors cannot tell."""
+    variants: tuple[Variant, ...] = ()
+
+    def component(self, name: str) -> Component:
+        """The component of that name; KeyError if the family has none."""
+        return {component.name: component for component in self.components}[name]
+
+    def variant(self, config: Config) -> Variant | None:
+        """The first variant whose shape fits the denoiser's hyper-parameters."""
+        return next((v for v in self.variants if v.shape.fits(config)), None)

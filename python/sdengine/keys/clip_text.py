@@ -1,0 +1,84 @@
+"""CLIP text encoder names: transformers, with or without ``text_model.``, and OpenCLIP.
+
+Canonical are the names with ``text_model.``. OpenCLIP fuses the three projections of an attention
+into one matrix and stores the text projection as [in, out].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from sdengine.keys.engine import KeyTable, Rule, count_at, rules_below
+from sdengine.keys.templates import Variables
+
+# The other half of a full CLIP model, and buffers.
+_IGNORED = (
+    "vision_model.*",
+    "visual_projection.*",
+    "visual.*",
+    "logit_scale",
+    "attn_mask",
+    "*position_ids",
+)
+
+TRANSFORMERS = KeyTable(
+    name="transformers",
+    rules=(Rule("text_model.", "text_model."), Rule("text_projection.", "text_projection.")),
+    markers=("text_model.embeddings.token_embedding.weight",),
+    # stable-diffusion.cpp's name for a projection that its loader keeps in either orientation.
+    ignored=(*_IGNORED, "text_model.text_projection*"),
+)
+
+# Files from before transformers 4 and files written by transformers 5.
+TRANSFORMERS_BARE = KeyTable(
+    name="transformers (without text_model.)",
+    rules=(
+        Rule("text_model.embeddings.", "embeddings."),
+        Rule("text_model.encoder.", "encoder."),
+        Rule("text_model.final_layer_norm.", "final_layer_norm."),
+        Rule("text_projection.", "text_projection."),
+    ),
+    markers=("embeddings.token_embedding.weight", "final_layer_norm.weight"),
+    ignored=_IGNORED,
+)
+
+
+def _open_clip_variables(names: Collection[str]) -> Variables:
+    return {"i": range(count_at(names, "transformer.resblocks."))}
+
+
+_LAYER = (
+    ("layer_norm1.", "ln_1."),
+    ("layer_norm2.", "ln_2."),
+    ("mlp.fc1.", "mlp.c_fc."),
+    ("mlp.fc2.", "mlp.c_proj."),
+    ("self_attn.out_proj.", "attn.out_proj."),
+)
+
+
+def _fused(projection: str, index: int) -> tuple[Rule, ...]:
+    """The rows of the fused projection that are one of q, k and v."""
+    canonical = "text_model.encoder.layers.{i}.self_attn." + projection
+    file = "transformer.resblocks.{i}.attn.in_proj_"
+    return (
+        Rule(f"{canonical}.weight", f"{file}weight", part=(index, 3)),
+        Rule(f"{canonical}.bias", f"{file}bias", part=(index, 3)),
+    )
+
+
+OPEN_CLIP = KeyTable(
+    name="OpenCLIP",
+    rules=(
+        Rule("text_model.embeddings.token_embedding.weight", "token_embedding.weight"),
+        Rule("text_model.embeddings.position_embedding.weight", "positional_embedding"),
+        Rule("text_model.final_layer_norm.", "ln_final."),
+        Rule("text_projection.weight", "text_projection", transpose=True),
+        *rules_below("text_model.encoder.layers.{i}.", "transformer.resblocks.{i}.", _LAYER),
+        *_fused("q_proj", 0),
+        *_fused("k_proj", 1),
+        *_fused("v_proj", 2),
+    ),
+    markers=("token_embedding.weight", "transformer.resblocks.0.ln_1.weight"),
+    variables=_open_clip_variables,
+    ignored=_IGNORED,
+)

@@ -1,0 +1,38 @@
+"""Tensors of whole-model files that no network needs."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+PATTERNS: tuple[str, ...] = (
+    # Running averages of a training run, beside the weights that were published.
+    "model_ema.*",
+    # Tables of the noise schedule, which follow from the betas.
+    "betas",
+    "alphas_cumprod*",
+    "sqrt_*",
+    "log_one_minus_alphas_cumprod",
+    "posterior_*",
+    "logvar",
+    "lvlb_weights",
+    "denoiser.sigmas",
+    "denoiser.log_sigmas",
+    "model.alphas_cumprod",
+    # Marks of the prediction type, read by name elsewhere.
+    "v_pred",
+    "ztsnr",
+    # The other half of the CLIP model that the text encoder is from; training state; picture
+    # filters.
+    "*.position_ids",
+    "cond_stage_model.logit_scale",
+    "cond_stage_model.model.logit_scale",
+    "embedding_manager.*",
+    "safety_checker/*",
+    "safety_checker.*",
+    "global_step",
+)
+
+
+def is_ignored(name: str) -> bool:
+    """True for a tensor that a whole-model file may hold and that nothing needs."""
+    return any(fnmatchcase(name, pattern) for pattern in PATTERNS)

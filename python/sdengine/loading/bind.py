@@ -1,0 +1,127 @@
+"""Every parameter of a network bound to the bytes of a file, checked before native code sees them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sdengine.errors import ParameterError, WeightsError
+from sdengine.formats import DTYPES, TensorEntry
+from sdengine.formats.index import contiguous_strides
+from sdengine.keys import nearest
+from sdengine.loading.locate import Located, Source
+
+Shape = tuple[int, ...]
+
+_NOT_WEIGHTS = {"i64", "i32", "i16", "i8", "u8", "bool"}
+_FOLD = 256  # row length to which city96-style GGUFs fold tensors with awkward rows
+_REPORTED = 3  # faults per message
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """One parameter and its bytes."""
+
+    name: str
+    """Canonical."""
+    entry: TensorEntry
+    """Sliced and reshaped: its shape is the parameter's."""
+    transpose: bool = False
+    """The bytes hold the transpose of the matrix `entry.shape`."""
+
+
+def bind(
+    located: Located, expected: Sequence[tuple[str, Shape]]
+) -> tuple[tuple[Binding, ...], tuple[str, ...]]:
+    """Bind every expected (canonical name, shape).
+
+    Returns:
+        The bindings in the order of `expected`, and the full names of the component's tensors that
+        nothing uses.
+
+    Raises:
+        WeightsError: parameters are missing or do not fit; the message names what comes nearest.
+    """
+    sources = located.sources
+    bindings: list[Binding] = []
+    faults: list[str] = []
+    for name, shape in expected:
+        source = sources.get(name)
+        if source is None:
+            faults.append(_missing(located, name, shape))
+            continue
+        try:
+            bindings.append(Binding(name, fit(source, shape), source.transpose))
+        except WeightsError as error:
+            faults.append(str(error))
+    if faults:
+        raise WeightsError(_summary(located, faults, len(expected)))
+    wanted = {name for name, _ in expected}
+    used = {source.name for name, source in sources.items() if name in wanted}
+    left = tuple(located.prefix + name for name in located.entries if name not in used)
+    return tuple(bindings), left
+
+
+def fit(source: Source, shape: Shape) -> TensorEntry:
+    """The source as an entry of exactly `shape`: sliced, and freed of folds and axes of size 1."""
+    entry = source.entry
+    if entry.dtype in _NOT_WEIGHTS or entry.dtype not in DTYPES:
+        raise WeightsError(f"{entry.name!r} has type {entry.dtype}; expected floats or a ggml type")
+    if source.part is not None:
+        index, count = source.part
+        if not entry.shape or entry.shape[0] != shape[0] * count:
+            raise _wrong_shape(entry, (shape[0] * count, *shape[1:]))
+        try:
+            entry = entry.rows(index * shape[0], shape[0])
+        except ParameterError as error:
+            raise WeightsError(str(error)) from None
+    if source.transpose:
+        if entry.shape != shape[::-1]:
+            raise _wrong_shape(entry, shape[::-1])
+        return replace(entry, shape=shape)
+    if entry.shape == shape:
+        return entry
+    if _without_ones(entry.shape) == _without_ones(shape):
+        return _with_ones(entry, shape)
+    rows, rest = divmod(math.prod(shape), _FOLD)
+    if entry.shape == (rows, _FOLD) and not rest and entry.strides is None:
+        return entry.reshape(shape)
+    raise _wrong_shape(entry, shape)
+
+
+def _without_ones(shape: Shape) -> Shape:
+    return tuple(size for size in shape if size != 1)
+
+
+def _with_ones(entry: TensorEntry, shape: Shape) -> TensorEntry:
+    """The entry with axes of size 1 put in or left out, which moves no element."""
+    if entry.strides is None:
+        return entry.reshape(shape)
+    real = iter(s for s, size in zip(entry.strides, entry.shape, strict=True) if size != 1)
+    strides = tuple(1 if size == 1 else next(real) for size in shape)
+    plain = strides == contiguous_strides(shape)
+    return replace(entry, shape=shape, strides=None if plain else strides)
+
+
+def _wrong_shape(entry: TensorEntry, expected: Shape) -> WeightsError:
+    return WeightsError(f"{entry.name!r} has shape {list(entry.shape)}; expected {list(expected)}")
+
+
+def _missing(located: Located, name: str, shape: Shape) -> str:
+    spellings = [located.prefix + other.name for other in located.names.to_file(name)]
+    wanted = spellings[0] if spellings else name
+    like = nearest(wanted, [located.prefix + unknown for unknown in located.unknown])
+    hint = f" (nearest in the file: {', '.join(map(repr, like))})" if like else ""
+    return f"{wanted!r} {list(shape)} is missing{hint}"
+
+
+def _summary(located: Located, faults: Sequence[str], count: int) -> str:
+    shown = "; ".join(faults[:_REPORTED])
+    more = f"; and {len(faults) - _REPORTED} more" if len(faults) > _REPORTED else ""
+    return (
+        f"{located.index.path}: {len(faults)} of {count} parameters of the {located.component.name}"
+        f" ({located.table.name} names) do not fit: {shown}{more}."
+        " The file is incomplete or a different model: download it again, or see"
+        " `sdengine inspect`"
+    )

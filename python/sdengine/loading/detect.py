@@ -1,0 +1,190 @@
+"""What a file is: a model of a family, a part of one, something known but unsupported, or unknown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sdengine.errors import WeightsError
+from sdengine.families import FAMILIES, Family, Variant
+from sdengine.families.unsupported import ADAPTER_ADVICE, ADDITIONS, DENOISERS, UNETS, TensorNames
+from sdengine.formats import TensorIndex
+from sdengine.loading.locate import Located, locate
+from sdengine.loading.networks import NETWORKS, Shapes
+
+_NAMES_SHOWN = 20
+_EMBEDDING_TENSORS = 3  # at most, in a textual inversion file
+_EMBEDDING_ROWS = 256  # far above every published embedding
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What a file was found to be."""
+
+    title: str
+    """In words, to follow "this is"."""
+    family: Family | None = None
+    """The family that runs it; None if no supported one does."""
+    variant: Variant | None = None
+    components: Mapping[str, Located] = field(default_factory=dict)
+    """The family's components that are in the file."""
+    configs: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    """Hyper-parameters of the located denoiser (and of other parts once they are planned)."""
+    reason: str = ""
+    """Why it cannot be run by itself; empty if it can, given its missing components."""
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The family's components that the file does not hold."""
+        if self.family is None:
+            return ()
+        return tuple(c.name for c in self.family.components if c.name not in self.components)
+
+
+def detect(index: TensorIndex, family: str | None = None) -> Detection:
+    """Find out what `index` is, from names and shapes; metadata decides only between families.
+
+    Args:
+        index: the opened file.
+        family: name of the family to take it for; None to find out.
+
+    Raises:
+        WeightsError: it is of a supported family, but damaged.
+    """
+    names = TensorNames({name: entry.shape for name, entry in index.tensors.items()})
+    if "model_index" not in index.configs:  # a pipeline's folder may hold additions beside a model
+        for signature in ADDITIONS:
+            if signature.fits(names):
+                return _unsupported(signature.title, signature.advice)
+        if _is_embedding(index):
+            return _unsupported("a textual inversion embedding", ADAPTER_ADVICE)
+    known = next((s for s in DENOISERS if s.fits(names)), None)
+    if known is not None:
+        return _unsupported(known.title, known.advice)
+    wanted = family or index.metadata.get("sdengine.family")
+    families = [f for f in FAMILIES if f.name == wanted] or list(FAMILIES)
+    for candidate in families:
+        found = _as_family(index, candidate)
+        if found is not None:
+            return found
+    return _without_denoiser(index)
+
+
+def _as_family(index: TensorIndex, family: Family) -> Detection | None:
+    """The file as a member of `family`, or why it is not; None if it has no such denoiser at all."""
+    components = _components(index, family)
+    denoiser = components.get(family.denoiser)
+    if denoiser is None:
+        return None
+    config = config_of(denoiser, family)
+    relative = next((u for u in UNETS if u.fits(config)), None)
+    if relative is not None:
+        return _unsupported(relative.title, relative.advice, components)
+    if not family.shape.fits(config):
+        odd = {key: config[key] for key in family.shape.allowed}
+        return _unsupported(f"a UNet of no supported family ({odd})", "", components)
+    variant = family.variant(config)
+    title = variant.title if variant else family.title
+    return Detection(title, family, variant, components, {family.denoiser: config})
+
+
+def _components(index: TensorIndex, family: Family) -> dict[str, Located]:
+    found = {c.name: locate(index, c) for c in family.components}
+    return {name: located for name, located in found.items() if located is not None}
+
+
+def config_of(located: Located, family: Family) -> dict[str, Any]:
+    """A located component's hyper-parameters.
+
+    From its shapes; a config.json adds what shapes cannot tell and must agree with them; what
+    `sdengine convert` wrote into a GGUF wins.
+
+    Raises:
+        WeightsError: parts that tell its size are missing, or its config contradicts them.
+        UnsupportedModelError: its config asks for what the native network does not compute.
+    """
+    index, name = located.index, located.component.name
+    network = NETWORKS[located.component.kind]
+    shapes = Shapes({canonical: source.shape for canonical, source in located.sources.items()})
+    config = network.from_shapes(shapes, family)
+    beside = index.configs.get(name) or index.configs.get("config")
+    if beside is not None:
+        try:
+            config = network.refine(config, beside)
+        except WeightsError as error:
+            raise WeightsError(f"{index.path}: {name}: {error}") from None
+    return {**config, **stored_fields(index, f"sdengine.config.{name}", config)}
+
+
+def stored_fields(index: TensorIndex, key: str, like: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON object under a metadata key that `sdengine convert` wrote; empty without one.
+
+    Fields that `like` does not have are passed over; the others must have the same type as there.
+    """
+    text = index.metadata.get(key)
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise WeightsError(
+            f"{index.path}: the metadata {key} is not a JSON object; convert it again"
+        )
+    known = {name: item for name, item in value.items() if name in like}
+    for name, item in known.items():
+        if not _alike(item, like[name]):
+            raise WeightsError(
+                f"{index.path}: the metadata {key} has {name} = {item!r}; expected a value such as"
+                f" {like[name]!r}. Convert the model again"
+            )
+    return known
+
+
+def _alike(value: Any, example: Any) -> bool:
+    if isinstance(example, list):
+        same_length = isinstance(value, list) and len(value) == len(example)
+        return same_length and all(map(_alike, value, example))
+    if example is None or value is None:
+        return isinstance(value, str | float | None)
+    if isinstance(example, float):
+        return type(value) in (int, float)
+    return type(value) is type(example)
+
+
+def _is_embedding(index: TensorIndex) -> bool:
+    """A few short lists of vectors: what a prompt's learned words are stored as."""
+    shapes = [entry.shape for entry in index.tensors.values()]
+    return 0 < len(shapes) <= _EMBEDDING_TENSORS and all(
+        len(shape) == 1 or (len(shape) == 2 and shape[0] <= _EMBEDDING_ROWS) for shape in shapes
+    )
+
+
+def _unsupported(
+    title: str, advice: str, components: Mapping[str, Located] | None = None
+) -> Detection:
+    supported = ", ".join(family.title for family in FAMILIES)
+    reason = f"this is {title}, which cannot be run by itself. {advice}".strip()
+    if not advice:
+        reason = f"this is {title}; sdengine runs {supported}"
+    return Detection(title, components=components or {}, reason=reason)
+
+
+def _without_denoiser(index: TensorIndex) -> Detection:
+    for family in FAMILIES:
+        components = _components(index, family)
+        if components:
+            parts = " and ".join(c.component.title for c in components.values())
+            reason = (
+                f"this is {parts} without a denoiser. Load a model, and give this file as its"
+                f" {', '.join(components)}"
+            )
+            return Detection(parts, components=components, reason=reason)
+    shown = ", ".join(list(index.tensors)[:_NAMES_SHOWN]) or "none"
+    return Detection(
+        "no model that is known here",
+        reason=f"no known model has these {len(index.tensors)} tensors: {shown}",
+    )

@@ -1,0 +1,85 @@
+"""Where a file keeps a component, and what its tensors are called there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from sdengine.errors import WeightsError
+from sdengine.families import Component
+from sdengine.formats import TensorEntry, TensorIndex
+from sdengine.keys import KeyTable, MappedName, NameMap
+
+
+@dataclass(frozen=True)
+class Source:
+    """The tensor of a file that holds a parameter, and how the parameter is taken from it."""
+
+    name: str
+    """In the file, prefix stripped."""
+    entry: TensorEntry
+    part: tuple[int, int] | None
+    transpose: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The parameter's shape as far as the file tells; axes of size 1 may be more or fewer."""
+        shape = self.entry.shape
+        if self.part is not None and shape:
+            shape = (shape[0] // self.part[1], *shape[1:])
+        return shape[::-1] if self.transpose else shape
+
+
+@dataclass(frozen=True)
+class Located:
+    """A component found in a file."""
+
+    component: Component
+    index: TensorIndex
+    prefix: str
+    table: KeyTable
+
+    @cached_property
+    def entries(self) -> Mapping[str, TensorEntry]:
+        """The tensors below the prefix by their name without it, ignored ones left out."""
+        names = (n for n in self.index.tensors if n.startswith(self.prefix))
+        stripped = {n[len(self.prefix) :]: self.index.tensors[n] for n in names}
+        return {n: entry for n, entry in stripped.items() if not self.table.ignores(n)}
+
+    @cached_property
+    def names(self) -> NameMap:
+        """The translation between the file's names and canonical ones."""
+        return NameMap.of_file(self.table, self.entries.keys())
+
+    @cached_property
+    def sources(self) -> Mapping[str, Source]:
+        """Canonical name -> where the file has it. Raises WeightsError if it has it twice."""
+        found: dict[str, Source] = {}
+        for name, mapped in self._translated():
+            if mapped.name in found:
+                raise WeightsError(
+                    f"{self.index.path}: {found[mapped.name].name!r} and {name!r} are both"
+                    f" {mapped.name!r}; expected one of them. The file was merged wrongly"
+                )
+            found[mapped.name] = Source(name, self.entries[name], mapped.part, mapped.transpose)
+        return found
+
+    @cached_property
+    def unknown(self) -> tuple[str, ...]:
+        """Names below the prefix (stripped) that the dialect does not have."""
+        return tuple(n for n in self.entries if not self.names.to_canonical(n))
+
+    def _translated(self) -> Iterator[tuple[str, MappedName]]:
+        for name in self.entries:
+            for mapped in self.names.to_canonical(name):
+                yield name, mapped
+
+
+def locate(index: TensorIndex, component: Component) -> Located | None:
+    """Where `index` keeps the component; None if it has none of it."""
+    for prefix in component.prefixes:
+        for table in component.tables:
+            if all(prefix + marker in index.tensors for marker in table.markers):
+                return Located(component, index, prefix, table)
+    return None

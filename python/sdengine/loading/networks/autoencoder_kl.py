@@ -1,0 +1,69 @@
+"""The hyper-parameters of a KL autoencoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sdengine.families import Family
+from sdengine.loading.networks.json_config import Json, check_facts, check_options, integer, number
+from sdengine.loading.networks.shapes import Shapes
+
+_KERNEL = 3
+# Of every group norm in the autoencoders of the Stable Diffusion line (CompVis/stable-diffusion,
+# `Normalize`).
+_GROUPS = 32
+_EPSILON = 1e-6
+
+
+def from_shapes(shapes: Shapes, family: Family) -> dict[str, Any]:
+    """The config of the autoencoder with these parameters; scale and shift are the denoiser's."""
+    levels = shapes.count("decoder.up_blocks.")
+    widths = [
+        shapes.length(f"decoder.up_blocks.{levels - 1 - i}.resnets.0.conv2.bias")
+        for i in range(levels)
+    ]
+    return {
+        "in_channels": shapes.length("decoder.conv_out.bias"),
+        "latent_channels": shapes.columns(
+            "decoder.conv_in.weight", shapes.length("decoder.conv_in.bias"), _KERNEL
+        ),
+        "block_out_channels": widths,
+        "layers_per_block": shapes.count("decoder.up_blocks.0.resnets.") - 1,
+        "norm_groups": _GROUPS,
+        "norm_eps": _EPSILON,
+        "use_quant_conv": "post_quant_conv.weight" in shapes,
+        "mid_attention": "decoder.mid_block.attentions.0.group_norm.weight" in shapes,
+        "scaling_factor": family.latents.scale,
+        "shift_factor": family.latents.shift,
+    }
+
+
+_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "act_fn": ("silu", "swish"),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+}
+"""What the native autoencoder computes, in the words of diffusers' AutoencoderKL."""
+
+
+def refine(config: dict[str, Any], json: Json) -> dict[str, Any]:
+    """The config with what only config.json tells. Raises WeightsError for a contradiction."""
+    check_options(json, _OPTIONS)
+    check_facts(
+        json,
+        {
+            "in_channels": config["in_channels"],
+            "out_channels": config["in_channels"],
+            "latent_channels": config["latent_channels"],
+            "block_out_channels": config["block_out_channels"],
+            "layers_per_block": config["layers_per_block"],
+            "use_quant_conv": config["use_quant_conv"],
+            "mid_block_add_attention": config["mid_attention"],
+        },
+    )
+    return {
+        **config,
+        "norm_groups": integer(json, "norm_num_groups", config["norm_groups"]),
+        "scaling_factor": number(json, "scaling_factor", config["scaling_factor"]),
+        "shift_factor": number(json, "shift_factor", config["shift_factor"]),
+    }

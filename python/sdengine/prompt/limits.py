@@ -1,0 +1,20 @@
+"""How long a prompt may be. Everything in this package takes time linear in its length."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sdengine.errors import ParameterError
+
+MAX_PROMPT_CHARACTERS: Final = 100_000
+"""Far above what a text encoder makes use of (75 tokens, about 350 characters, a chunk)."""
+
+
+def check_prompt(prompt: str) -> None:
+    """Raise ParameterError for a prompt that is no text or longer than the limit."""
+    if not isinstance(prompt, str):
+        raise ParameterError(f"a prompt must be text, not {type(prompt).__name__}")
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise ParameterError(
+            f"the prompt has {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed"
+        )
