@@ -147,8 +147,7 @@ def train(settings: Settings, team: Team) -> None:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(_PEAK_RATE, progress, step)
         optimiser.zero_grad(set_to_none=True)
-        with torch.autocast(settings.device.split(":")[0], torch.bfloat16, enabled=_AUTOCAST):
-            loss, error = loss_of(model, pictures)
+        loss, error = loss_of(model, pictures)
         loss.backward()  # type: ignore[no-untyped-call]
         spent = team.average_gradients(model.parameters(), clock.spent)
         progress = spent / clock.budget
@@ -173,9 +172,6 @@ def train(settings: Settings, team: Team) -> None:
             finished = finish(average.weights)
             log(settings.folder, "vae", step=step, **report(finished, 60))
             finished.save_pretrained(settings.folder / "vae")
-
-
-_AUTOCAST = False
 
 
 @torch.no_grad()

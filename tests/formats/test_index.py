@@ -7,7 +7,6 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
-
 from sdengine.errors import ParameterError
 from sdengine.formats import DTYPES, TensorEntry
 from sdengine.formats.index import MAX_ELEMENTS, is_contiguous, is_shape, strided_span
@@ -25,7 +24,7 @@ def entry(
 
 
 def test_types_agree_with_ggml() -> None:
-    """Sizes and ids against gguf-py, which takes them from ggml (q2_0 is newer than the package)."""
+    """Sizes and ids against gguf-py (ggml's q2_0 is newer than that package)."""
     known = {kind.name.lower(): kind for kind in gguf.GGML_QUANT_SIZES}
     ours = {name: dtype for name, dtype in DTYPES.items() if dtype.ggml_type is not None}
     assert set(known) - set(ours) == {"q8_1", "q8_k"}  # never stored

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from sdengine.errors import FormatError
 from sdengine.formats import open_index
 
@@ -196,19 +195,19 @@ REFUSED = {
 @pytest.mark.parametrize("case", HARMLESS)
 def test_harmless(tmp_path: Path, case: str) -> None:
     path = save(tmp_path, HARMLESS[case])
-    started = time.perf_counter()
+    started = time.process_time()
     tensors = open_index(path).tensors
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
     assert list(tensors) == ["weights"]
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(tmp_path: Path, case: str) -> None:
     path = save(tmp_path, REFUSED[case])
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(FormatError) as caught:
         open_index(path)
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert str(caught.value).startswith(f"{path}: found ")
 
 
@@ -246,7 +245,9 @@ def test_storage_views_of_old_files(tmp_path: Path) -> None:
     storage = storage_opcodes().removesuffix(b"tQ") + view + b"tQ"
     tensor = tensor_opcodes(storage, shape=b"K\x02\x85")
     path = tmp_path / "model.ckpt"
-    path.write_bytes(torch_zip_bytes(dict_pickle(("a", tensor)), {"0": struct.pack("<4f", *range(4))}))
+    path.write_bytes(
+        torch_zip_bytes(dict_pickle(("a", tensor)), {"0": struct.pack("<4f", *range(4))})
+    )
     assert_same_tensors(open_index(path).tensors, {"a": torch.tensor([1.0, 2.0])})
 
 

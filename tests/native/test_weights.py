@@ -113,7 +113,7 @@ def test_threads_do_not_change_the_bytes(tmp_path: Path, values: np.ndarray) -> 
         ({"strides": [1]}, "strides"),
         ({"strides": [2**50, 1]}, "stride"),
         ({"strides": [1024, 1]}, "behind its bytes"),
-        ({"dtype": "q4_0", "shape": [37, 16]}, "bytes"),
+        ({"dtype": "q4_0", "shape": [37, 16]}, "blocks of 32"),
     ],
 )
 def test_sources_that_lie(tmp_path: Path, values: np.ndarray, changes: dict[str, object], message: str) -> None:

@@ -46,7 +46,7 @@ struct HalfRows : ShortRows {
     SDE_INLINE Vec operator()(int64_t r, int64_t k, int64_t n) const {
         const ShortVec h = bits(r, k, n);
 #if SDE_LANES == 16
-        return reinterpret_cast<Vec>(_mm512_cvtph_ps(reinterpret_cast<__m256i>(h)));
+        return reinterpret_cast<Vec>(_mm512_maskz_cvtph_ps(0xffff, reinterpret_cast<__m256i>(h)));
 #elif SDE_LANES == 8
         return reinterpret_cast<Vec>(_mm256_cvtph_ps(reinterpret_cast<__m128i>(h)));
 #elif defined(__aarch64__)

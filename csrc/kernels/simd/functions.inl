@@ -11,12 +11,12 @@ constexpr float kRounder = 12582912.0f;
 // mantissa * 2^n, where `shifted` is n + kRounder; n in [-126, 127].
 SDE_INLINE Vec scale_by_power(Vec mantissa, Vec shifted) { return from_bits(bits_of(mantissa) + (bits_of(shifted) << 23)); }
 
-// e^x; relative error below 1.2e-7 (1 ulp) for |x| < 87, saturating beyond.
+// e^x, relative error below 1.2e-7 (1 ulp); 0 below -87, e^88 above 88.
 SDE_INLINE Vec exp_of(Vec x) {
-    x = min_of(splat(88.0f), max_of(splat(-87.0f), x));
-    const Vec shifted = x * kLog2E + kRounder;
+    const Vec inside = min_of(splat(88.0f), max_of(splat(-87.0f), x));
+    const Vec shifted = inside * kLog2E + kRounder;
     const Vec n = shifted - kRounder;
-    const Vec r = (x - n * kLn2High) - n * kLn2Low;
+    const Vec r = (inside - n * kLn2High) - n * kLn2Low;
     // e^r on |r| <= ln(2)/2, error 1.9e-9
     Vec p = r * 1.38368461369e-3f + 8.37481577816e-3f;
     p = p * r + 4.16682255661e-2f;
@@ -24,7 +24,7 @@ SDE_INLINE Vec exp_of(Vec x) {
     p = p * r + 4.99999920798e-1f;
     p = p * r + 1.00000003632f;
     p = p * r + 1.0f;
-    return scale_by_power(p, shifted);
+    return from_bits(bits_of(scale_by_power(p, shifted)) & ~(x < -87.0f));
 }
 
 // 2^x for x <= 0, exactly 0 below -126; relative error below 1.5e-7.
@@ -42,7 +42,9 @@ SDE_INLINE Vec exp2_of_negative(Vec x) {
 }
 
 // x * sigmoid(z)
-SDE_INLINE Vec gated(Vec x, Vec z) { return x / (exp_of(-z) + 1.0f); }
+SDE_INLINE Vec gated(Vec x, Vec z) {
+    return from_bits(bits_of(x / (exp_of(-z) + 1.0f)) & ~(z < -88.0f));
+}
 
 SDE_INLINE Vec silu_of(Vec x) { return gated(x, x); }
 

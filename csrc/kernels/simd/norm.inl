@@ -15,12 +15,6 @@ struct Moments {
     }
 };
 
-// A double as the sum of two floats, so that subtracting a large mean costs no precision.
-struct SplitMean {
-    float high, low;
-    explicit SplitMean(double mean) : high(static_cast<float>(mean)), low(static_cast<float>(mean - static_cast<double>(high))) {}
-};
-
 // A group norm is done in two steps: moments of fixed parts of each image, then, from their sum, the output.
 constexpr int64_t kNormParts = 64;          // of an image, at most
 constexpr int64_t kNormBlockBytes = 16384;  // read twice while in the L1 cache
@@ -41,60 +35,69 @@ struct GroupNormPlan {
 struct GroupNormScratch {
     const GroupNorm& op;
     const GroupNormPlan& plan;
-    float* channel;        // [channels]: sums of a block
-    float* centre;         // [channels]: mean of the channel's group
-    Moments* shared;       // [batch][parts][groups], used from the first member's scratch
-    float *high, *low, *factor;  // [channels]: output = (x - high - low) * factor + beta
+    Moments* moments;             // [batch][parts][groups]; the first member's serve all
+    float *sums, *squares;        // [channels] of a block
+    float *high, *low, *factor;   // [channels]: output = (x - high - low) * factor + beta
 
     void lay_out(Layout& layout) {
-        shared = layout.take<Moments>(op.batch * plan.parts * op.groups);
-        channel = layout.take<float>(op.channels);
-        centre = layout.take<float>(op.channels);
+        moments = layout.take<Moments>(op.batch * plan.parts * op.groups);
+        sums = layout.take<float>(op.channels);
+        squares = layout.take<float>(op.channels);
         high = layout.take<float>(op.channels);
         low = layout.take<float>(op.channels);
         factor = layout.take<float>(op.channels);
     }
 };
 
-// Adds, channel by channel over `pixels` pixels, the values (centre null) or their squared distances from centre.
-void sum_channels(const float* x, int64_t pixels, int64_t channels, const float* centre, float* sums) {
-    for (int64_t c = 0; c < channels; c += kLanes) {
-        const int64_t n = min_of<int64_t>(kLanes, channels - c);
-        const auto read = [n](const float* p) { return n == kLanes ? load(p) : load_part(p, n); };
-        const Vec middle = centre ? read(centre + c) : Vec{};
-        Vec sum = {};
-        for (int64_t i = 0; i < pixels; ++i) {
-            const Vec v = read(x + i * channels + c);
-            if (centre) {
-                const Vec d = v - middle;
-                sum += d * d;
-            } else {
-                sum += v;
-            }
-        }
-        store_part(sums + c, sum, n);
-    }
+SDE_INLINE Vec read_lanes(const float* p, int64_t n) { return n == kLanes ? load(p) : load_part(p, n); }
+SDE_INLINE void write_lanes(float* p, Vec v, int64_t n) {
+    if (n == kLanes)
+        store(p, v);
+    else
+        store_part(p, v, n);
 }
 
+// Calls use(first, lanes) for each vector of `count` values.
+template <class Use>
+SDE_INLINE void for_vectors(int64_t count, const Use& use) {
+    for (int64_t c = 0; c < count; c += kLanes) use(c, min_of<int64_t>(kLanes, count - c));
+}
+
+double sum_of(const float* values, int64_t count) {
+    double sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(values[i]);
+    return sum;
+}
+
+// Adds the moments of `pixels` pixels. The first pass finds each group's mean only roughly; the second sums the
+// distances from it, and their squares, from which mean and squares follow without loss.
 void add_block(const GroupNorm& op, const GroupNormScratch& s, const float* x, int64_t pixels, Moments* moments) {
     const int64_t width = op.channels / op.groups;
     const double count = static_cast<double>(pixels * width);
-    const auto group_sum = [&](int64_t g) {
-        double sum = 0;
-        for (int64_t c = g * width; c < (g + 1) * width; ++c) sum += static_cast<double>(s.channel[c]);
-        return sum;
-    };
-    sum_channels(x, pixels, op.channels, nullptr, s.channel);
+    for_vectors(op.channels, [&](int64_t c, int64_t n) {
+        Vec sum = {};
+        for (int64_t i = 0; i < pixels; ++i) sum += read_lanes(x + i * op.channels + c, n);
+        write_lanes(s.sums + c, sum, n);
+    });
     for (int64_t g = 0; g < op.groups; ++g) {
-        const float mean = static_cast<float>(group_sum(g) / count);
-        // The true mean of the block goes to high; centre is its rounding, from which the distances are taken.
-        s.high[g] = static_cast<float>(group_sum(g) / count - static_cast<double>(mean));
-        for (int64_t c = g * width; c < (g + 1) * width; ++c) s.centre[c] = mean;
+        const float rough = static_cast<float>(sum_of(s.sums + g * width, width) / count);
+        for (int64_t c = g * width; c < (g + 1) * width; ++c) s.high[c] = rough;
     }
-    sum_channels(x, pixels, op.channels, s.centre, s.channel);
+    for_vectors(op.channels, [&](int64_t c, int64_t n) {
+        const Vec rough = read_lanes(s.high + c, n);
+        Vec sum = {}, squares = {};
+        for (int64_t i = 0; i < pixels; ++i) {
+            const Vec distance = read_lanes(x + i * op.channels + c, n) - rough;
+            sum += distance;
+            squares += distance * distance;
+        }
+        write_lanes(s.sums + c, sum, n);
+        write_lanes(s.squares + c, squares, n);
+    });
     for (int64_t g = 0; g < op.groups; ++g) {
-        const double rest = static_cast<double>(s.high[g]);
-        moments[g].add({count, static_cast<double>(s.centre[g * width]) + rest, group_sum(g) - count * rest * rest});
+        const double sum = sum_of(s.sums + g * width, width), squares = sum_of(s.squares + g * width, width);
+        const double rough = static_cast<double>(s.high[g * width]);
+        moments[g].add({count, rough + sum / count, max_of(0.0, squares - sum * sum / count)});
     }
 }
 
@@ -114,11 +117,13 @@ void prepare_image(const GroupNorm& op, const GroupNormPlan& plan, const GroupNo
     for (int64_t g = 0; g < op.groups; ++g) {
         Moments sum{0, 0, 0};
         for (int64_t part = 0; part < plan.parts; ++part) sum.add(shared[(batch * plan.parts + part) * op.groups + g]);
-        const SplitMean mean(sum.mean);
+        // In two parts, so that subtracting a large mean costs no precision.
+        const float high = static_cast<float>(sum.mean);
+        const float low = static_cast<float>(sum.mean - static_cast<double>(high));
         const double inverse = 1 / __builtin_sqrt(sum.squares / sum.count + static_cast<double>(op.eps));
         for (int64_t c = g * width; c < (g + 1) * width; ++c) {
-            s.high[c] = mean.high;
-            s.low[c] = mean.low;
+            s.high[c] = high;
+            s.low[c] = low;
             s.factor[c] = static_cast<float>(inverse * static_cast<double>(op.gamma[c]));
         }
     }
@@ -126,17 +131,13 @@ void prepare_image(const GroupNorm& op, const GroupNormPlan& plan, const GroupNo
 
 void normalize_pixels(const GroupNorm& op, const GroupNormScratch& s, int64_t at, int64_t pixels) {
     for (int64_t i = 0; i < pixels; ++i) {
-        for (int64_t c = 0; c < op.channels; c += kLanes) {
-            const int64_t n = min_of<int64_t>(kLanes, op.channels - c);
-            const auto read = [n](const float* p) { return n == kLanes ? load(p) : load_part(p, n); };
-            const int64_t here = at + i * op.channels + c;
-            Vec y = ((read(op.input + here) - read(s.high + c)) - read(s.low + c)) * read(s.factor + c) + read(op.beta + c);
-            if (op.silu) y = silu_of(y);
-            if (n == kLanes)
-                store(op.output + here, y);
-            else
-                store_part(op.output + here, y, n);
-        }
+        const float* x = op.input + at + i * op.channels;
+        float* y = op.output + at + i * op.channels;
+        for_vectors(op.channels, [&](int64_t c, int64_t n) {
+            const Vec centred = (read_lanes(x + c, n) - read_lanes(s.high + c, n)) - read_lanes(s.low + c, n);
+            const Vec v = centred * read_lanes(s.factor + c, n) + read_lanes(op.beta + c, n);
+            write_lanes(y + c, op.silu ? silu_of(v) : v, n);
+        });
     }
 }
 
@@ -144,7 +145,7 @@ void group_norm_kernel(const GroupNorm& op, Team& team) {
     const GroupNormPlan plan(op);
     GroupNormScratch scratch{op, plan, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
     allocate(scratch);
-    Moments* shared = static_cast<Moments*>(team.share(scratch.shared));
+    Moments* shared = static_cast<Moments*>(team.share(scratch.moments));
     collect_moments(op, plan, scratch, shared, team);
     team.barrier();
     const int64_t block = max_of<int64_t>(1, kItemFloats / op.channels);
@@ -160,29 +161,26 @@ void group_norm_kernel(const GroupNorm& op, Team& team) {
 }
 
 void normalize_row(const LayerNorm& op, const float* x, float* y) {
-    const auto each = [&](auto&& use) {
-        for (int64_t c = 0; c < op.width; c += kLanes) use(c, min_of<int64_t>(kLanes, op.width - c));
-    };
-    const auto read = [](const float* p, int64_t n) { return n == kLanes ? load(p) : load_part(p, n); };
     const double count = static_cast<double>(op.width);
-    Vec sum = {};
-    each([&](int64_t c, int64_t n) { sum += read(x + c, n); });
-    const SplitMean mean(sum_lanes(sum) / count);
-    Vec squares = {};
-    each([&](int64_t c, int64_t n) {
-        Vec d = (read(x + c, n) - mean.high) - mean.low;
-        if (n < kLanes) d = load_part(&d, n);
-        squares += d * d;
+    Vec total = {};
+    for_vectors(op.width, [&](int64_t c, int64_t n) { total += read_lanes(x + c, n); });
+    const float rough = static_cast<float>(sum_lanes(total) / count);
+    Vec sums = {}, squares = {};
+    for_vectors(op.width, [&](int64_t c, int64_t n) {
+        Vec distance = read_lanes(x + c, n) - rough;
+        if (n < kLanes) distance = load_part(&distance, n);
+        sums += distance;
+        squares += distance * distance;
     });
-    const float factor = static_cast<float>(1 / __builtin_sqrt(sum_lanes(squares) / count + static_cast<double>(op.eps)));
-    each([&](int64_t c, int64_t n) {
-        Vec v = ((read(x + c, n) - mean.high) - mean.low) * factor;
-        if (op.gamma) v *= read(op.gamma + c, n);
-        if (op.beta) v += read(op.beta + c, n);
-        if (n == kLanes)
-            store(y + c, v);
-        else
-            store_part(y + c, v, n);
+    const double rest = sum_lanes(sums) / count;
+    const double variance = max_of(0.0, sum_lanes(squares) / count - rest * rest);
+    const float low = static_cast<float>(rest);
+    const float factor = static_cast<float>(1 / __builtin_sqrt(variance + static_cast<double>(op.eps)));
+    for_vectors(op.width, [&](int64_t c, int64_t n) {
+        Vec v = ((read_lanes(x + c, n) - rough) - low) * factor;
+        if (op.gamma) v *= read_lanes(op.gamma + c, n);
+        if (op.beta) v += read_lanes(op.beta + c, n);
+        write_lanes(y + c, v, n);
     });
 }
 
@@ -201,10 +199,9 @@ void geglu_kernel(const Geglu& op, Team& team) {
             const float* value = op.input + row * 2 * op.inner;
             const float* gate = value + op.inner;
             float* to = op.output + row * op.inner;
-            int64_t c = 0;
-            for (; c + kLanes <= op.inner; c += kLanes) store(to + c, load(value + c) * gelu_of(load(gate + c)));
-            if (const int64_t n = op.inner - c; n > 0)
-                store_part(to + c, load_part(value + c, n) * gelu_of(load_part(gate + c, n)), n);
+            for_vectors(op.inner, [&](int64_t c, int64_t n) {
+                write_lanes(to + c, read_lanes(value + c, n) * gelu_of(read_lanes(gate + c, n)), n);
+            });
         }
     }
     team.barrier();

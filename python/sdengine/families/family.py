@@ -29,6 +29,8 @@ class Component:
     """What may stand before a parameter's name in a file, in the order of search."""
     tables: tuple[KeyTable, ...]
     """The dialects of its parameter names, in the order of search."""
+    argument: str
+    """The argument of `sdengine.load` that takes a file with this component alone."""
     written: tuple[str, str]
     """(prefix, table name) under which `convert` writes it."""
 

@@ -27,6 +27,7 @@ DENOISER = Component(
         "",
     ),
     tables=(unet.LDM, unet.DIFFUSERS),
+    argument="model",
     written=("model.diffusion_model.", unet.LDM.name),
 )
 TEXT_ENCODER = Component(
@@ -49,6 +50,7 @@ TEXT_ENCODER = Component(
         "",
     ),
     tables=(clip_text.TRANSFORMERS, clip_text.TRANSFORMERS_BARE, clip_text.OPEN_CLIP),
+    argument="text_encoders",
     written=("cond_stage_model.transformer.", clip_text.TRANSFORMERS.name),
 )
 AUTOENCODER = Component(
@@ -57,6 +59,7 @@ AUTOENCODER = Component(
     kind="autoencoder_kl",
     prefixes=("first_stage_model.", "vae/", "vae.", ""),
     tables=(autoencoder_kl.LDM, autoencoder_kl.DIFFUSERS_OLD, autoencoder_kl.DIFFUSERS),
+    argument="vae",
     written=("first_stage_model.", autoencoder_kl.LDM.name),
 )
 

@@ -1,8 +1,7 @@
-"""One index over GGUF, safetensors, diffusers folders and torch checkpoints: names, shapes, types
-and places.
+"""One index over GGUF, safetensors, diffusers folders and torch checkpoints.
 
-Only headers are read. Nothing in a file is executed, and every size and offset is checked against
-the file.
+It holds names, shapes, types and places. Only headers are read. Nothing in a file is executed, and
+every size and offset is checked against the file.
 """
 
 from __future__ import annotations

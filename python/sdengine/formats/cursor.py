@@ -13,8 +13,7 @@ _U64 = Struct("<Q")
 
 
 class Cursor:
-    """A position in a header. Every read is checked against the end of the file and moves the
-    position."""
+    """A position in a header; every read moves it, and is checked against the end of the file."""
 
     __slots__ = ("buffer", "end", "position", "source")
 
@@ -72,8 +71,7 @@ class Cursor:
     def strings(self, count: int, what: str) -> list[str]:
         """`count` length-prefixed strings, in one tight loop: a vocabulary has 150,000 and more.
 
-        Some published vocabularies hold tokens that are not UTF-8; their bytes are kept as
-        ``\\xNN`` escapes.
+        Some published vocabularies hold tokens that are not UTF-8; their bytes are kept as escapes.
         """
         self.require(count * _U64.size, what)
         buffer, end, unpack = self.buffer, self.end, _U64.unpack_from

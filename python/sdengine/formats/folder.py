@@ -1,9 +1,12 @@
-"""Diffusers folders: ``model_index.json`` and one subfolder per component; or the folder of a
-single component."""
+"""Diffusers folders: of a pipeline, or of a single component.
+
+A pipeline has a ``model_index.json`` and a subfolder per component.
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,7 +60,9 @@ def _read_pipeline(path: Path, variant: str | None) -> TensorIndex:
             continue
         chosen.append(weight_file)
         index = _read_weights(weight_file)
-        tensors.update({f"{component}/{name}": entry for name, entry in index.tensors.items()})
+        for name, entry in index.tensors.items():
+            full_name = f"{component}/{name}"
+            tensors[full_name] = replace(entry, name=full_name)
         if index.metadata:
             metadata[component] = index.metadata
     _check_chosen(path, [*folders.values()], chosen, variant)
@@ -81,8 +86,7 @@ def _component_folders(path: Path, model_index: dict[str, Any]) -> dict[str, Pat
 
 
 def _read_single(path: Path, variant: str | None) -> TensorIndex:
-    """The folder of one component; its tensors have no prefix and its config is called
-    ``config``."""
+    """The folder of one component: no prefix before the names, the config under ``config``."""
     chosen = [file for file in [_choose_weights(path, variant)] if file is not None]
     _check_chosen(path, [path], chosen, variant)
     index = _read_weights(chosen[0])
@@ -92,8 +96,7 @@ def _read_single(path: Path, variant: str | None) -> TensorIndex:
 
 
 def _check_chosen(path: Path, folders: list[Path], chosen: list[Path], variant: str | None) -> None:
-    """Raise FormatError if no weights were chosen, or if none of them is of the variant asked
-    for."""
+    """Raise FormatError if no weights were chosen, or none of the variant asked for."""
     if not chosen:
         names = sorted(file.name for folder in folders for file in folder.iterdir())
         weights = [name for name in names if name.endswith(_WEIGHT_ENDINGS)]
@@ -105,7 +108,7 @@ def _check_chosen(path: Path, folders: list[Path], chosen: list[Path], variant: 
     if variant and not any(_variant_of(file.name) == variant for file in chosen):
         offered = {_variant_of(file.name) for folder in folders for file in folder.iterdir()}
         listed = ", ".join(sorted(name for name in offered if name)) or "none"
-        remedy = "Choose one of these, or leave the variant away."
+        remedy = "Choose one of these, or leave the variant out."
         raise format_error(path, f"variants: {listed}", f"variant {variant!r}", remedy)
 
 

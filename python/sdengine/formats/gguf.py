@@ -114,8 +114,7 @@ def _big_endian_error(source: Source) -> FormatError:
 
 
 class _KeyValues:
-    """Reads the key/value section; counts array elements so that a small lie cannot cost much
-    memory."""
+    """Reads the key/value section; a limit on all array elements together bounds its memory."""
 
     def __init__(self, cursor: Cursor) -> None:
         self._cursor = cursor
@@ -180,8 +179,7 @@ _DIMENSIONS: Final = [Struct(f"<{rank}Q") for rank in range(_MAX_DIMS + 1)]
 
 
 def _alignment(source: Source, metadata: dict[str, Any]) -> int:
-    """Bytes to which the data and every tensor are aligned. A part of a split file is refused here
-    too."""
+    """Bytes to which the data and every tensor are aligned; also refuses parts of a split file."""
     parts = metadata.get("split.count", 1)
     if parts not in (0, 1):
         remedy = "Join the parts with llama.cpp's `llama-gguf-split --merge`."
@@ -228,8 +226,7 @@ def _entry(
 def _original_shape(
     source: Source, name: str, shape: tuple[int, ...], metadata: dict[str, Any]
 ) -> tuple[int, ...]:
-    """The shape before ComfyUI-GGUF's converter regrouped the elements into rows that fit a
-    block."""
+    """The shape before ComfyUI-GGUF's converter made rows of 256 that fit a block."""
     original = metadata.get(_ORIGINAL_SHAPE + name)
     if original is None:
         return shape

@@ -1,5 +1,4 @@
-"""What a weight file contains: :class:`TensorEntry` says where one tensor lies,
-:class:`TensorIndex` lists them all."""
+"""What a weight file contains: a `TensorEntry` per tensor, listed in a `TensorIndex`."""
 
 from __future__ import annotations
 
@@ -109,8 +108,7 @@ class TensorIndex:
 
 
 def is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """True if the elements lie in C order without gaps (the stride of an axis of size 1 does not
-    matter)."""
+    """True if the elements lie in C order without gaps, as torch defines it."""
     expected = 1
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         if size != 1 and stride != expected:
@@ -120,8 +118,7 @@ def is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 
 def strided_span(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """Elements from the first to the last one of a strided tensor, both included; 0 for an empty
-    tensor."""
+    """Elements from the first to the last one of a strided tensor, both included; 0 if empty."""
     if 0 in shape:
         return 0
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))

@@ -45,8 +45,7 @@ class Global:
 
 
 class Opaque:
-    """Stands for an object of a class that is not wanted. `state` is what the pickle would have put
-    into it."""
+    """Stands for an object of an unwanted class; `state` is what would have been put into it."""
 
     __slots__ = ("kind", "state")
 

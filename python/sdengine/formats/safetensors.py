@@ -65,8 +65,7 @@ def _metadata(source: Source, value: object) -> dict[str, str]:
 
 
 def _entry(source: Source, name: str, value: Any, data_start: int) -> TensorEntry:
-    """The entry of one tensor. That the tensors fill the data is checked by
-    :func:`_check_coverage`."""
+    """The entry of one tensor (that they fill the data is checked by :func:`_check_coverage`)."""
     if not isinstance(value, dict) or not value.keys() >= {"dtype", "shape", "data_offsets"}:
         expected = "dtype, shape and data_offsets"
         raise _tensor_error(source, name, f"record {quoted(value)}", expected)

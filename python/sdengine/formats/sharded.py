@@ -1,5 +1,4 @@
-"""Weights split over several files with an index: ``*.safetensors.index.json`` or
-``*.bin.index.json``."""
+"""Weights split over files: ``*.safetensors.index.json`` or ``*.bin.index.json``."""
 
 from __future__ import annotations
 

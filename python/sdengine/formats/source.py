@@ -60,8 +60,10 @@ class Source:
 
 @contextmanager
 def open_source(path: Path) -> Iterator[Source]:
-    """Open a file for the time of the block. Raises ParameterError for what is no file, FormatError
-    for an empty one."""
+    """Open a file for the time of the block.
+
+    Raises ParameterError for what is no file, FormatError for an empty one.
+    """
     if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device would block, or never end
         raise ParameterError(
             f"{path}: not a regular file; give a weight file or a diffusers folder"

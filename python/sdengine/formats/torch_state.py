@@ -92,8 +92,7 @@ def _leads_to_tensors(value: dict[object, object]) -> bool:
 def _named_tensors(
     path: Path, value: object, prefix: str, seen: set[int], depth: int
 ) -> Iterator[tuple[str, TensorRef]]:
-    """Every tensor in nested dicts and modules, names joined by dots. Each container is entered
-    once."""
+    """Every tensor in nested dicts and modules, names joined by dots; each container once."""
     if depth > _MAX_DEPTH:
         raise format_error(path, "dicts nested too deeply", f"at most {_MAX_DEPTH} levels")
     if id(value) in seen:
@@ -103,16 +102,16 @@ def _named_tensors(
         if not isinstance(key, str):
             continue
         name = prefix + key
-        if len(name) > MAX_NAME_LENGTH:
-            expected = f"at most {MAX_NAME_LENGTH} characters"
-            raise format_error(path, f"a tensor name that begins {quoted(name)}", expected)
         if isinstance(item, TensorRef):
+            if len(name) > MAX_NAME_LENGTH:
+                expected = f"at most {MAX_NAME_LENGTH} characters"
+                raise format_error(path, f"a tensor name that begins {quoted(name)}", expected)
             yield name, item
         elif isinstance(item, Opaque) and item.kind.module == "torch._utils":
             remedy = "Save it as an ordinary dense tensor."
             found = f"tensor {quoted(name)} made by {quoted(item.kind.name)}"
             raise format_error(path, found, "dense tensors", remedy)
-        else:
+        elif isinstance(item, dict | Opaque) and len(name) <= MAX_NAME_LENGTH:
             yield from _named_tensors(path, item, name + ".", seen, depth + 1)
 
 

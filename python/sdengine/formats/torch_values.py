@@ -84,6 +84,10 @@ _TORCH_DTYPES: Final[dict[str, str]] = {
 }
 
 # Calls of the standard library that occur in honest checkpoints: values beside the weights.
+_HARMLESS_BUILTINS: Final = (
+    *("bool", "bytearray", "bytes", "complex", "float", "frozenset", "int", "list", "long"),
+    *("object", "range", "set", "slice", "str", "tuple", "unicode", "xrange"),
+)
 _HARMLESS: Final = frozenset(
     {
         "_codecs.encode",
@@ -103,13 +107,7 @@ _HARMLESS: Final = frozenset(
         "pathlib.WindowsPath",
         "types.SimpleNamespace",
         "uuid.UUID",
-        *(
-            f"builtins.{name}"
-            for name in (
-                "bool bytearray bytes complex float frozenset int list long object range set slice"
-                " str tuple unicode xrange"
-            ).split()
-        ),
+        *(f"builtins.{name}" for name in _HARMLESS_BUILTINS),
     }
 )
 # Pickles of protocol 2, torch's default, name modules as Python 2 did.
@@ -175,7 +173,7 @@ class TorchHost:
         return storage
 
     def _view_offset(self, view: tuple[object, ...]) -> int:
-        """``(key of the view, offset, elements)``"""
+        """``(key of the view, offset, elements)``."""
         match view:
             case (_, int() as offset, _) if 0 <= offset <= MAX_ELEMENTS:
                 return offset
@@ -200,7 +198,7 @@ class TorchHost:
         return result
 
     def _tensor(self, arguments: object) -> TensorRef:
-        """``(storage, offset, shape, strides, ...)``"""
+        """``(storage, offset, shape, strides, ...)``."""
         match arguments:
             case (
                 StorageRef() as storage,

@@ -70,13 +70,15 @@ _ENDS = (
     ("mid_block.resnets.0.", "mid.block_1."),
     ("mid_block.resnets.1.", "mid.block_2."),
     ("mid_block.attentions.0.group_norm.", "mid.attn_1.norm."),
-    ("mid_block.attentions.0.to_q.", "mid.attn_1.q."),
-    ("mid_block.attentions.0.to_k.", "mid.attn_1.k."),
-    ("mid_block.attentions.0.to_v.", "mid.attn_1.v."),
-    ("mid_block.attentions.0.to_out.0.", "mid.attn_1.proj_out."),
     ("conv_in.", "conv_in."),
     ("conv_norm_out.", "norm_out."),
     ("conv_out.", "conv_out."),
+)
+_ATTENTION = (
+    ("to_q", "q"),
+    ("to_k", "k"),
+    ("to_v", "v"),
+    ("to_out.0", "proj_out"),
 )
 _RESNET = (
     ("norm1.", "norm1."),
@@ -86,11 +88,26 @@ _RESNET = (
     ("conv_shortcut.", "nin_shortcut."),
 )
 
+
+def _attention(side: str) -> tuple[Rule, ...]:
+    """LDM's attention projects with 1x1 convolutions."""
+    canonical, file = f"{side}.mid_block.attentions.0.", f"{side}.mid.attn_1."
+    return (
+        *rules_below(canonical, file, ((f"{ours}.", f"{theirs}.") for ours, theirs in _ATTENTION)),
+        *(
+            Rule(f"{canonical}{ours}.weight", f"{file}{theirs}.weight", kernel=True)
+            for ours, theirs in _ATTENTION
+        ),
+    )
+
+
 LDM = KeyTable(
     name="LDM",
     rules=(
         *rules_below("encoder.", "encoder.", _ENDS),
         *rules_below("decoder.", "decoder.", _ENDS),
+        *_attention("encoder"),
+        *_attention("decoder"),
         *rules_below(
             "encoder.down_blocks.{i}.resnets.{down}.", "encoder.down.{i}.block.{down}.", _RESNET
         ),

@@ -33,6 +33,8 @@ class Rule:
     """
     transpose: bool = False
     """The file holds the transpose of the matrix."""
+    kernel: bool = False
+    """The file holds the matrix as a 1x1 kernel. Matters when writing; reading takes both."""
 
     @property
     def is_prefix(self) -> bool:
@@ -72,6 +74,7 @@ class MappedName:
     name: str
     part: tuple[int, int] | None = None
     transpose: bool = False
+    kernel: bool = False
 
 
 class NameMap:
@@ -110,7 +113,7 @@ class NameMap:
 def _translate(name: str, rules: dict[str, list[tuple[str, Rule]]]) -> list[MappedName]:
     for key, rest in _splits(name):
         found = [
-            MappedName(other + rest, rule.part, rule.transpose)
+            MappedName(other + rest, rule.part, rule.transpose, rule.kernel)
             for other, rule in rules.get(key, ())
             if rule.is_prefix or not rest
         ]

@@ -1,14 +1,13 @@
-"""Every parameter of a network bound to the bytes of a file, checked before native code sees them."""
+"""Every parameter of a network bound to bytes of a file and checked, before native code sees it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sdengine.errors import ParameterError, WeightsError
 from sdengine.formats import DTYPES, TensorEntry
-from sdengine.formats.index import contiguous_strides
 from sdengine.keys import nearest
 from sdengine.loading.locate import Located, Source
 
@@ -100,8 +99,7 @@ def _with_ones(entry: TensorEntry, shape: Shape) -> TensorEntry:
         return entry.reshape(shape)
     real = iter(s for s, size in zip(entry.strides, entry.shape, strict=True) if size != 1)
     strides = tuple(1 if size == 1 else next(real) for size in shape)
-    plain = strides == contiguous_strides(shape)
-    return replace(entry, shape=shape, strides=None if plain else strides)
+    return replace(entry, shape=shape, strides=strides)
 
 
 def _wrong_shape(entry: TensorEntry, expected: Shape) -> WeightsError:

@@ -1,4 +1,4 @@
-"""What a file is: a model of a family, a part of one, something known but unsupported, or unknown."""
+"""What a file is: a model of a family, a part of one, something known elsewhere, or unknown."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def detect(index: TensorIndex, family: str | None = None) -> Detection:
 
 
 def _as_family(index: TensorIndex, family: Family) -> Detection | None:
-    """The file as a member of `family`, or why it is not; None if it has no such denoiser at all."""
+    """The file as a member of `family`, or why it is none; None without such a denoiser."""
     components = _components(index, family)
     denoiser = components.get(family.denoiser)
     if denoiser is None:
@@ -179,8 +179,8 @@ def _without_denoiser(index: TensorIndex) -> Detection:
         if components:
             parts = " and ".join(c.component.title for c in components.values())
             reason = (
-                f"this is {parts} without a denoiser. Load a model, and give this file as its"
-                f" {', '.join(components)}"
+                f"this is {parts} without a denoiser. Load a model, and give this file as"
+                f" {', '.join(f'{c.component.argument}=...' for c in components.values())}"
             )
             return Detection(parts, components=components, reason=reason)
     shown = ", ".join(list(index.tensors)[:_NAMES_SHOWN]) or "none"

@@ -1,0 +1,152 @@
+"""Clocks, memory, machine facts, and the child processes in which everything is measured.
+
+A measurement has a process of its own, because the peak of resident memory belongs to a process and
+cannot be lowered again. A child prints one line of JSON, its last one; the parent reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PROMPT = "a photograph of a lighthouse on a cliff at dusk, storm clouds, long exposure"
+LATENT_CHANNELS, CONTEXT_WIDTH, TOKENS, FACTOR = 4, 768, 77, 8
+"""Stable Diffusion 1.5: channels, context ``[N, 77, 768]``, pixels per latent."""
+
+
+def timed(work: Callable[[], object], repeats: int, warm_ups: int = 1) -> dict[str, Any]:
+    """Seconds of each of `repeats` calls after `warm_ups`: first, all, and their median."""
+    first = [_seconds(work) for _ in range(warm_ups)]
+    all_seconds = [_seconds(work) for _ in range(repeats)]
+    return {
+        "first": round(first[0], 4) if first else None,
+        "all": [round(s, 4) for s in all_seconds],
+        "median": round(statistics.median(all_seconds), 4),
+    }
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def peak_memory() -> int:
+    """Highest resident memory of this process so far, in bytes; mapped weights that were read count."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def warm(path: Path) -> None:
+    """Read a file once, so that the next reader finds it in the operating system's cache."""
+    with path.open("rb") as file:
+        while file.read(1 << 24):
+            pass
+
+
+def bind_to_cores(threads: int) -> list[int]:
+    """Keep this process and its children on the first `threads` cores it may use, where it can."""
+    if not hasattr(os, "sched_setaffinity"):
+        return []
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    os.sched_setaffinity(0, cores)
+    return cores
+
+
+def child(script: str, arguments: Sequence[str], threads: int, timeout: float = 3600) -> Any:
+    """Run ``bench/<script>`` in a process of its own and return the JSON it prints last.
+
+    Raises:
+        RuntimeError: the child failed; the message holds the end of what it said.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, str(HERE / script), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        said = (done.stderr or done.stdout).strip()[-2000:]
+        raise RuntimeError(f"{script} {' '.join(arguments)} ended with {done.returncode}:\n{said}")
+    return json.loads(lines[-1])
+
+
+def load_average() -> float | None:
+    """Runnable processes over the last minute; above the cores in use, times say little."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def machine() -> dict[str, Any]:
+    """What a reader must know of the machine to place the numbers."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "features": _features(),
+        "memory_gb": _memory_gb(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "compiler": _first_line(["c++", "--version"]),
+        "python": platform.python_version(),
+    }
+
+
+def slug(facts: Mapping[str, Any]) -> str:
+    """A file name for a machine, such as ``amd-epyc-4-cores``."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{facts['processor']} {facts['cores']} cores".lower()).strip("-")
+
+
+def write_json(path: Path, report: Mapping[str, Any]) -> None:
+    """Write a report that people and diffs can read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _cpu_info(field: str) -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    found = re.search(rf"^{field}\s*:\s*(.+)$", text, re.MULTILINE)
+    return found.group(1) if found else ""
+
+
+def _processor() -> str:
+    if sys.platform == "darwin":
+        return _first_line(["sysctl", "-n", "machdep.cpu.brand_string"])
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def _features() -> list[str]:
+    """The instruction sets that matter for matrix products."""
+    wanted = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8")
+    present = set(_cpu_info("flags").split())
+    return [name for name in wanted if name in present]
+
+
+def _memory_gb() -> float | None:
+    if not hasattr(os, "sysconf"):
+        return None
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+
+
+def _first_line(command: Sequence[str]) -> str:
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return said.splitlines()[0] if said else "unknown"

@@ -1,0 +1,136 @@
+"""Full-size models with random weights, made on the spot: no download is needed to measure speed.
+
+``python bench/synthetic.py --weight-type q8_0`` writes one and prints its path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import shapes
+from numpy.typing import NDArray
+
+PLAIN = "f16"
+_POOL = 1 << 22
+_HEADER_ALIGNMENT = 64
+
+
+def cache_folder() -> Path:
+    """Where models are kept between runs: ``$SDENGINE_BENCH_CACHE``, or the temporary folder."""
+    folder = os.environ.get("SDENGINE_BENCH_CACHE")
+    path = Path(folder) if folder else Path(tempfile.gettempdir()) / "sdengine-bench"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def model(weight_type: str = PLAIN, folder: Path | None = None) -> Path:
+    """A Stable Diffusion 1.5 file of `weight_type`; written when it is not there yet.
+
+    f16 is a safetensors checkpoint with a tokenizer beside it; every other type is the GGUF that
+    ``sdengine.convert`` makes of it.
+
+    Args:
+        weight_type: f16, or any type that ``sdengine.convert`` writes.
+        folder: where to keep it; None takes :func:`cache_folder`.
+    """
+    folder = folder or cache_folder()
+    plain = folder / "sd15-f16.safetensors"
+    if not plain.is_file():
+        write_tokenizer(folder / "tokenizer")
+        write_checkpoint(plain)
+    if weight_type == PLAIN:
+        return plain
+    converted = folder / f"sd15-{weight_type}.gguf"
+    if not converted.is_file():
+        import sdengine
+
+        sdengine.convert(plain, converted, weight_type)
+    return converted
+
+
+def write_checkpoint(path: Path, size: shapes.Size = shapes.FULL, seed: int = 0) -> None:
+    """Write a float16 safetensors checkpoint with random weights.
+
+    The format is an eight-byte header length, a JSON header, and the values. The file appears under
+    its name complete or not at all.
+    """
+    parameters = list(shapes.checkpoint(size))
+    header, end = {}, 0
+    for name, shape in parameters:
+        begin, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": (begin, end)}
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % _HEADER_ALIGNMENT)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    with unfinished.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for piece in _values(parameters, seed):
+            file.write(piece.data)
+    unfinished.replace(path)
+
+
+def _values(parameters: list[shapes.Parameter], seed: int) -> Iterator[NDArray[np.float16]]:
+    """Values that keep activations near 1, as trained weights do: of variance 1 / fan-in.
+
+    They repeat from a pool, because drawing a thousand million normal numbers takes minutes. Speed
+    depends on values only where they become denormal or infinite, and these do not.
+    """
+    random = np.random.default_rng(seed)
+    pool = np.tile(random.standard_normal(_POOL, np.float32), 2)  # a piece may start anywhere
+    scaled: dict[int, NDArray[np.float16]] = {}
+    for name, shape in parameters:
+        count = math.prod(shape)
+        if len(shape) == 1:
+            yield np.full(count, 1 if name.endswith("weight") else 0, np.float16)
+            continue
+        fan_in = math.prod(shape[1:])
+        if fan_in not in scaled:
+            scaled = {fan_in: (pool / math.sqrt(fan_in)).astype(np.float16)}
+        start = int(random.integers(_POOL))
+        for done in range(0, count, _POOL):
+            yield scaled[fan_in][start : start + min(_POOL, count - done)]
+
+
+def write_tokenizer(folder: Path, vocabulary: int = shapes.FULL.vocabulary) -> None:
+    """Write a CLIP tokenizer of the real size, whose merges are pairs of single characters."""
+    characters = list(_byte_characters())
+    words = characters + [c + "</w>" for c in characters]
+    marks = ["<|startoftext|>", "<|endoftext|>"]
+    pairs = [(a, b + "</w>") for a in characters for b in characters]
+    pairs = pairs[: vocabulary - len(words) - len(marks)]
+    tokens = words + [a + b for a, b in pairs] + marks
+    folder.mkdir(parents=True, exist_ok=True)
+    merges = "".join(f"{a} {b}\n" for a, b in pairs)
+    (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
+    vocab = {token: number for number, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+
+
+def _byte_characters() -> Iterator[str]:
+    """A printable character for each byte, as GPT-2's byte-level BPE assigns them."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    for byte in printable:
+        yield chr(byte)
+    for number in range(256 - len(printable)):
+        yield chr(0x100 + number)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write a synthetic full-size SD1.5 model.")
+    parser.add_argument("--weight-type", default=PLAIN, help="f16, q8_0, q4_0, ... (f16)")
+    parser.add_argument("--folder", type=Path, help="where to write it")
+    arguments = parser.parse_args()
+    print(model(arguments.weight_type, arguments.folder))
+
+
+if __name__ == "__main__":
+    main()

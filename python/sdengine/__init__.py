@@ -1,0 +1,66 @@
+"""Local image generation: Stable Diffusion class models, quantized, on the machine you have.
+
+::
+
+    import sdengine
+
+    sdengine.generate("a red circle on a blue background").image.save("circle.png")
+
+    pipe = sdengine.load("model.gguf")
+    result = pipe.generate("a lighthouse at dusk", steps=20, seed=42)
+"""
+
+from __future__ import annotations
+
+from . import errors, random, sampling
+from ._core import __version__
+from .api import generate, load
+from .conditioning import Conditioning
+from .conversion import convert
+from .devices import Device, devices
+from .errors import (
+    Cancelled,
+    DeviceError,
+    FormatError,
+    NumericError,
+    OutOfMemoryError,
+    OutputError,
+    ParameterError,
+    SDEngineError,
+    TokenizerError,
+    UnsupportedModelError,
+    WeightsError,
+)
+from .events import StepEvent
+from .inspection import ModelInfo, inspect
+from .pipeline import Pipeline
+from .results import Result
+
+__all__ = [
+    "Cancelled",
+    "Conditioning",
+    "Device",
+    "DeviceError",
+    "FormatError",
+    "ModelInfo",
+    "NumericError",
+    "OutOfMemoryError",
+    "OutputError",
+    "ParameterError",
+    "Pipeline",
+    "Result",
+    "SDEngineError",
+    "StepEvent",
+    "TokenizerError",
+    "UnsupportedModelError",
+    "WeightsError",
+    "__version__",
+    "convert",
+    "devices",
+    "errors",
+    "generate",
+    "inspect",
+    "load",
+    "random",
+    "sampling",
+]

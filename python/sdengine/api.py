@@ -1,0 +1,99 @@
+"""The two functions that most programs need: :func:`load` and :func:`generate`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from .errors import SDEngineError
+from .loading import plan_model
+from .pipeline import Pipeline
+from .results import Result
+from .tokenizers import ClipTokenizer
+
+AnyPath = str | PathLike[str]
+
+DEMO_MODEL = Path(__file__).parent / "data" / "demo.gguf"
+"""The model inside the package: coloured shapes on coloured backgrounds, 128 x 128 (see demo/MODEL_CARD.md)."""
+
+
+def load(
+    model: AnyPath,
+    *,
+    vae: AnyPath | None = None,
+    text_encoders: AnyPath | Sequence[AnyPath] | Mapping[str, AnyPath] | None = None,
+    tokenizer: AnyPath | ClipTokenizer | None = None,
+    family: str | None = None,
+    device: str = "auto",
+    threads: int = 0,
+) -> Pipeline:
+    """Load a model. Weights are mapped, not read: this takes milliseconds.
+
+    Args:
+        model: a GGUF, safetensors or torch checkpoint file, or a diffusers folder.
+        vae: a file or folder whose autoencoder replaces the model's, or completes it.
+        text_encoders: the same for text encoders: a path, a list, or a mapping from component names.
+        tokenizer: a folder with ``vocab.json`` and ``merges.txt``, a ``tokenizer.json``, or a tokenizer; None looks in the
+            GGUF, in the model's folder, beside the file and in the hub cache.
+        family: take the model for a member of this family instead of finding out.
+        device: a name from :func:`sdengine.devices`, or ``"auto"``.
+        threads: CPU threads; 0 takes one per physical core.
+
+    Returns:
+        A pipeline, ready to generate.
+
+    Raises:
+        FormatError: a file is damaged.
+        UnsupportedModelError: the file is something that sdengine does not run; the message says what.
+        WeightsError: a parameter is missing or does not fit.
+        TokenizerError: there is no tokenizer.
+    """
+    plan = plan_model(model, vae, text_encoders, family=family)
+    return Pipeline(plan, device=device, threads=threads, tokenizer=tokenizer)
+
+
+_demo_lock = threading.Lock()
+_demo: list[Pipeline] = []
+
+
+def demo_pipeline() -> Pipeline:
+    """The pipeline of the demo model inside the package; loaded once.
+
+    Raises:
+        SDEngineError: the package was built without it.
+    """
+    with _demo_lock:
+        if not _demo:
+            if not DEMO_MODEL.is_file():
+                raise SDEngineError(
+                    f"the demo model {DEMO_MODEL.name} is not in this installation; load a model with sdengine.load"
+                )
+            _demo.append(load(DEMO_MODEL))
+        return _demo[0]
+
+
+def generate(
+    prompt: str | Sequence[str],
+    negative_prompt: str | Sequence[str] = "",
+    *,
+    model: AnyPath | None = None,
+    **options: Any,
+) -> Result:
+    """Make pictures with the demo model inside the package, or with `model`.
+
+    ``sdengine.generate("a red circle on a blue background").image.save("out.png")``
+
+    Args:
+        prompt: one prompt, or one per picture.
+        negative_prompt: what should not be seen.
+        model: a model to load for this call; a program that makes several pictures calls :func:`load` once instead.
+        options: those of :meth:`sdengine.Pipeline.generate`.
+
+    Raises:
+        SDEngineError: see :func:`load` and :meth:`sdengine.Pipeline.generate`.
+    """
+    pipe = demo_pipeline() if model is None else load(model)
+    return pipe.generate(prompt, negative_prompt, **options)

@@ -1,0 +1,48 @@
+"""``sdengine convert``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from sdengine.cli.console import progress, readable_bytes
+from sdengine.cli.options import given_only, pair
+
+
+@click.command()
+@click.argument("src")
+@click.argument("dst")
+@click.option(
+    "--type", "--weight-type", "weight_type", metavar="TYPE", help="Such as f16, q8_0 or q4_0."
+)
+@click.option(
+    "--rule",
+    "rules",
+    metavar="PATTERN=TYPE",
+    multiple=True,
+    help="Type for parameters whose name matches; may be repeated, the first match wins.",
+)
+@click.option("--vae", metavar="PATH", help="Autoencoder to take instead of the model's.")
+@click.option("--tokenizer", metavar="PATH", help="Tokenizer to take instead of the model's.")
+@click.option("--threads", type=int, help="CPU threads [default: all]")
+@click.option("-f", "--force", is_flag=True, help="Replace DST if it exists.")
+def convert(src: str, dst: str, rules: tuple[str, ...], force: bool, **options: Any) -> None:
+    """Write the model SRC as one self-contained GGUF file DST."""
+    import sdengine
+
+    for rule in rules:
+        pair(rule, "--rule")
+    with progress("converting") as report:
+        conversion = sdengine.convert(
+            src,
+            dst,
+            rules=list(rules) or None,
+            callback=lambda event: report(event.index, event.count, event.name),
+            overwrite=force,
+            **given_only(options),
+        )
+    types = ", ".join(f"{kind} x {count}" for kind, count in conversion.histogram.items())
+    click.echo(f"{conversion.path}  {readable_bytes(conversion.nbytes)}  ({types})")
+    if not conversion.has_tokenizer:
+        click.echo("the file carries no tokenizer: give one with --tokenizer", err=True)

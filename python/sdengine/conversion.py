@@ -1,0 +1,208 @@
+"""Any model file or folder into one self-contained GGUF."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from sdengine import _core
+from sdengine.errors import ParameterError, TokenizerError
+from sdengine.formats import DTYPES
+from sdengine.keys import NameMap
+from sdengine.loading import Binding, ComponentPlan, ModelPlan, plan_model
+from sdengine.loading.new_gguf import NewTensor, new_file, write_header
+from sdengine.loading.plan import TextEncoders
+from sdengine.loading.weight_types import Choice, TypeRule, check_type, choose_type, parse_rules
+from sdengine.tokenizers import ClipTokenizer, load_clip_tokenizer, to_gguf_fields
+
+_QUANTIZATION_VERSION = 2  # of ggml's block types, as gguf's `general.quantization_version`
+_HEADER_BYTES = 4 << 20  # more than a header with a CLIP tokenizer takes
+
+
+@dataclass(frozen=True)
+class ConvertEvent:
+    """One tensor was written."""
+
+    name: str
+    """In the new file."""
+    index: int
+    """1 for the first."""
+    count: int
+    """Tensors in all."""
+    bytes_done: int
+    bytes_total: int
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert` did."""
+
+    path: Path
+    nbytes: int
+    """Size of the new file."""
+    source_nbytes: int
+    """Bytes of the parameters in the source."""
+    types: Mapping[str, Choice]
+    """Tensor name in the new file -> its type and the reason for it."""
+    has_tokenizer: bool
+
+    @property
+    def histogram(self) -> dict[str, int]:
+        """Type -> number of tensors."""
+        return dict(Counter(choice.dtype for choice in self.types.values()).most_common())
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One parameter on its way into the new file."""
+
+    binding: Binding
+    choice: Choice
+    tensor: NewTensor
+
+
+def convert(
+    src: str | PathLike[str],
+    dst: str | PathLike[str],
+    weight_type: str = "q8_0",
+    rules: Mapping[str, str] | Sequence[str] | None = None,
+    *,
+    vae: str | PathLike[str] | None = None,
+    text_encoders: TextEncoders | None = None,
+    tokenizer: str | PathLike[str] | ClipTokenizer | None = None,
+    callback: Callable[[ConvertEvent], None] | None = None,
+    threads: int = 0,
+    overwrite: bool = True,
+) -> Conversion:
+    """Write a model as one GGUF with everything that is needed to run it.
+
+    Args:
+        src: a model file of any supported layout, or a diffusers folder.
+        dst: the new file. It appears under this name complete, or not at all.
+        weight_type: f32, f16, bf16, q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, q3_k or q2_k.
+            Parameters that suffer from it keep a larger type: see docs/model-files.md.
+        rules: types for parameters of the caller's choice: a mapping from patterns over
+            ``<component>.<canonical name>`` (or ``kind:kernel``, ``kind:matrix``, ``kind:vector``)
+            to types, or a list of ``"pattern=type"``. The first match wins.
+        vae: an autoencoder to take instead of the model's.
+        text_encoders: text encoders to take instead of the model's.
+        tokenizer: a tokenizer, or the path of one; None takes the model's own.
+        callback: called after every tensor. An exception in it ends the conversion and comes out.
+        threads: 0 takes all cores.
+        overwrite: replace an existing file.
+
+    Raises:
+        ParameterError: an unknown type, a bad rule, or `dst` exists and must not be replaced.
+        OutputError: `dst` cannot be written, or the disk is too small.
+        UnsupportedModelError, WeightsError, FormatError: `src` cannot be used.
+    """
+    weight_type, own_rules = check_type(weight_type), parse_rules(rules)
+    dst = Path(dst)
+    if dst.exists() and (not overwrite or dst.is_dir()):
+        raise ParameterError(f"{dst} exists; choose another name, or overwrite=True for a file")
+    plan = plan_model(src, vae, text_encoders)
+    tokenizers = _tokenizers(plan, tokenizer)
+    jobs = [
+        job
+        for part in plan.components.values()
+        for job in _jobs(plan, part, weight_type, own_rules)
+    ]
+    with new_file(dst, _HEADER_BYTES + sum(job.tensor.nbytes for job in jobs)) as part_file:
+        fields = {**_fields(plan, Path(src)), **to_gguf_fields(tokenizers)}
+        tensors = [job.tensor for job in jobs]
+        offsets = write_header(part_file, plan.family.name, fields, tensors)
+        _write_data(part_file, jobs, offsets, callback, threads)
+        size = part_file.stat().st_size
+    return Conversion(
+        path=dst,
+        nbytes=size,
+        source_nbytes=sum(component.nbytes for component in plan.components.values()),
+        types={job.tensor.name: job.choice for job in jobs},
+        has_tokenizer=bool(tokenizers),
+    )
+
+
+def _jobs(
+    plan: ModelPlan, part: ComponentPlan, weight_type: str, rules: Sequence[TypeRule]
+) -> Iterator[_Job]:
+    """The parameters of a component with their names, types and shapes in the new file."""
+    component = plan.family.component(part.name)
+    prefix, dialect = component.written
+    table = next(table for table in component.tables if table.name == dialect)
+    names = NameMap.of_network(table, part.config)
+    for binding in part.bindings:
+        target = names.to_file(binding.name)[0]
+        shape = binding.entry.shape
+        choice = choose_type(f"{part.name}.{binding.name}", shape, weight_type, rules)
+        original = (*shape, 1, 1) if target.kernel else shape
+        stored = original
+        if len(original) > 2 and DTYPES[choice.dtype].is_quantized:
+            # Blocks run along the last axis, so a quantized kernel is stored as a matrix.
+            stored = (shape[0], math.prod(shape[1:]))
+        yield _Job(binding, choice, NewTensor(prefix + target.name, choice.dtype, stored, original))
+
+
+def _tokenizers(
+    plan: ModelPlan, given: str | PathLike[str] | ClipTokenizer | None
+) -> dict[str, ClipTokenizer]:
+    """The tokenizers to store: the one given, or those that travel with the source."""
+    if given is not None:
+        tokenizer = given if isinstance(given, ClipTokenizer) else load_clip_tokenizer(Path(given))
+        return dict.fromkeys(plan.tokenizers, tokenizer)
+    found = {}
+    for encoder, source in plan.tokenizers.items():
+        try:
+            found[encoder] = source.open(download=False)
+        except TokenizerError:
+            if source.path is not None:
+                raise
+            # The source has none and this machine neither: the new file asks for it when loaded.
+    return found
+
+
+def _fields(plan: ModelPlan, source: Path) -> dict[str, Any]:
+    """The metadata that make the file self-contained; `sdengine.loading` reads them back."""
+    fields = {
+        "general.name": source.absolute().stem,
+        "general.quantization_version": _QUANTIZATION_VERSION,
+        "sdengine.family": plan.family.name,
+        "sdengine.defaults": json.dumps(asdict(plan.defaults)),
+        "sdengine.scheduler": json.dumps(asdict(plan.scheduler)),
+    }
+    for part in plan.components.values():
+        fields[f"sdengine.config.{part.name}"] = json.dumps(dict(part.config))
+    return fields
+
+
+def _write_data(
+    path: Path,
+    jobs: Sequence[_Job],
+    offsets: Mapping[str, int],
+    callback: Callable[[ConvertEvent], None] | None,
+    threads: int,
+) -> None:
+    total = sum(job.tensor.nbytes for job in jobs)
+    done = 0
+    for number, job in enumerate(jobs, 1):
+        entry, name = job.binding.entry, job.tensor.name
+        done += _core.transcode(
+            entry.dtype,
+            entry.shape,
+            str(entry.path),
+            entry.offset,
+            entry.nbytes,
+            entry.strides,
+            job.binding.transpose,
+            dst_path=str(path),
+            dst_offset=offsets[name],
+            dst_dtype=job.tensor.dtype,
+            threads=threads,
+        )
+        if callback is not None:
+            callback(ConvertEvent(name, number, len(jobs), done, total))

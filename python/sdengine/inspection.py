@@ -1,0 +1,192 @@
+"""What a model file is and what it holds, from its headers alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from sdengine.errors import SDEngineError
+from sdengine.formats import TensorEntry, TensorIndex, open_index
+from sdengine.keys.ignored import is_ignored
+from sdengine.loading import Detection, detect
+from sdengine.loading.detection import config_of
+from sdengine.loading.locate import Located
+
+_LIST_SHOWN = 16  # items of a metadata array that are kept
+_TEXT_SHOWN = 200  # characters of a metadata text that are kept
+_NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class ComponentInfo:
+    """One network in a file."""
+
+    name: str
+    title: str
+    dialect: str
+    """Whose parameter names the file uses."""
+    prefix: str
+    """What stands before them."""
+    tensors: int
+    parameters: int
+    nbytes: int
+    types: Mapping[str, int]
+    """Type -> number of tensors, the most frequent first."""
+    config: Mapping[str, Any]
+    """Hyper-parameters; empty where the file is too damaged, or too foreign, to tell them."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What `inspect` found."""
+
+    path: Path
+    format: str
+    """"gguf", "safetensors", "torch" or "diffusers"."""
+    title: str
+    """What it is, in words."""
+    family: str | None
+    """Name of the family that runs it; None if sdengine does not run it by itself."""
+    reason: str
+    """Why it is not run by itself; empty if it is."""
+    components: tuple[ComponentInfo, ...]
+    missing: tuple[str, ...]
+    """Components that must come from other files."""
+    not_understood: tuple[str, ...]
+    """Tensors that belong to nothing known."""
+    tensors: int
+    nbytes: int
+    types: Mapping[str, int]
+    metadata: Mapping[str, Any] = field(repr=False)
+    """Long arrays and texts are shortened."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as values that JSON can hold."""
+        return {**asdict(self), "path": str(self.path)}
+
+    def __str__(self) -> str:
+        lines = [str(self.path), f"  {self.title}", f"  {self._facts()}"]
+        lines += _table(self.components)
+        if self.missing:
+            lines.append(f"  needs from elsewhere: {', '.join(self.missing)}")
+        if self.not_understood:
+            shown = ", ".join(self.not_understood[:_NAMES_SHOWN])
+            dots = ", ..." if len(self.not_understood) > _NAMES_SHOWN else ""
+            lines.append(f"  not understood ({len(self.not_understood)}): {shown}{dots}")
+        if self.reason:
+            lines.append(f"  {self.reason}")
+        return "\n".join(lines)
+
+    def _facts(self) -> str:
+        family = f"family {self.family}" if self.family else "not run by sdengine"
+        types = _histogram(self.types)
+        return f"{family}; {self.format}; {self.tensors} tensors, {_bytes(self.nbytes)}; {types}"
+
+
+def inspect(path: str | PathLike[str]) -> ModelInfo:
+    """Read the headers of a model file or folder and say what it is.
+
+    Works for every readable file, also for models that sdengine does not run. No tensor is read.
+
+    Raises:
+        ParameterError: there is nothing at `path`.
+        FormatError: it is no weight file, or it is damaged.
+    """
+    index = open_index(path)
+    try:
+        found = detect(index)
+    except SDEngineError as error:
+        found = Detection("a damaged, incomplete or unusual model", reason=str(error))
+    entries = index.tensors.values()
+    return ModelInfo(
+        path=index.path,
+        format=index.format,
+        title=found.title,
+        family=found.family.name if found.family else None,
+        reason=found.reason,
+        components=tuple(_component(located, found) for located in found.components.values()),
+        missing=found.missing,
+        not_understood=_not_understood(index, found) if found.components else (),
+        tensors=len(index.tensors),
+        nbytes=sum(entry.nbytes for entry in entries),
+        types=_types(entries),
+        metadata={key: _short(value) for key, value in index.metadata.items()},
+    )
+
+
+def _component(located: Located, found: Detection) -> ComponentInfo:
+    config = found.configs.get(located.component.name, {})
+    if not config and found.family is not None:
+        try:
+            config = config_of(located, found.family)
+        except SDEngineError:
+            config = {}  # the file is damaged here; the counts below still help
+    entries = located.entries.values()
+    return ComponentInfo(
+        name=located.component.name,
+        title=located.component.title,
+        dialect=located.table.name,
+        prefix=located.prefix,
+        tensors=len(located.entries),
+        parameters=sum(entry.elements for entry in entries),
+        nbytes=sum(entry.nbytes for entry in entries),
+        types=_types(entries),
+        config=config,
+    )
+
+
+def _not_understood(index: TensorIndex, found: Detection) -> tuple[str, ...]:
+    parts = found.components.values()
+    prefixes = tuple(located.prefix for located in parts)
+    outside = [n for n in index.tensors if not n.startswith(prefixes) and not is_ignored(n)]
+    inside = [located.prefix + name for located in parts for name in located.unknown]
+    return (*outside, *(name for name in inside if not is_ignored(name)))
+
+
+def _types(entries: Iterable[TensorEntry]) -> dict[str, int]:
+    return dict(Counter(entry.dtype for entry in entries).most_common())
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _short(item) for key, item in value.items()}
+    if isinstance(value, list | tuple) and len(value) > _LIST_SHOWN:
+        return f"<{len(value)} values>"
+    if isinstance(value, str) and len(value) > _TEXT_SHOWN:
+        return value[:_TEXT_SHOWN] + "..."
+    return value
+
+
+def _table(components: Iterable[ComponentInfo]) -> list[str]:
+    rows = [("component", "names", "tensors", "parameters", "size", "types")]
+    rows += [
+        (
+            part.name,
+            part.dialect,
+            str(part.tensors),
+            f"{part.parameters:,}",
+            _bytes(part.nbytes),
+            _histogram(part.types),
+        )
+        for part in components
+    ]
+    if len(rows) == 1:
+        return []
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["    " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _histogram(types: Mapping[str, int]) -> str:
+    return ", ".join(f"{dtype} {count}" for dtype, count in types.items())
+
+
+def _bytes(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"

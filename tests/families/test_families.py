@@ -1,0 +1,240 @@
+"""Which family a file is of: the supported ones, and the many that are only recognised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from sdengine.families import FAMILIES, SD1
+from sdengine.families.unsupported import ADDITIONS, DENOISERS, UNETS, Signature, TensorNames
+from sdengine.loading import detect
+
+from tests import inventories
+from tests.inventories import index_of, with_prefix
+from tests.models import unet_to_ldm
+
+PREFIX = "model.diffusion_model."
+
+
+def ldm(config: dict[str, Any]) -> inventories.State:
+    """A UNet in a single file; SDXL's vector conditioning under its LDM name."""
+    names = {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
+    state = inventories.unet_state(config)
+    own = {n: t for n, t in state.items() if n.startswith(("add_embedding.", "encoder_hid_proj."))}
+    result = with_prefix(PREFIX, unet_to_ldm({n: t for n, t in state.items() if n not in own}))
+    for name, tensor in own.items():
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        result[PREFIX + name] = tensor
+    return result
+
+
+UNET_TITLES = {
+    "sd2": (inventories.SD2_UNET, "Stable Diffusion 2.x"),
+    "sd2-inpaint": (inventories.SD2_UNET | {"in_channels": 9}, "Stable Diffusion 2.x inpainting"),
+    "sd2-depth": (inventories.SD2_UNET | {"in_channels": 5}, "Stable Diffusion 2.x depth"),
+    "sdxl": (inventories.SDXL_UNET, "SDXL"),
+    "sdxl-inpaint": (inventories.SDXL_UNET | {"in_channels": 9}, "SDXL inpainting"),
+    "refiner": (inventories.REFINER_UNET, "the SDXL refiner"),
+    "ssd-1b": (inventories.SSD1B_UNET, "SSD-1B (pruned SDXL)"),
+    "vega": (inventories.VEGA_UNET, "Segmind-Vega (pruned SDXL)"),
+    "kolors": (inventories.KOLORS_UNET, "Kolors"),
+}
+
+
+@pytest.mark.parametrize("layout", ["LDM", "diffusers"])
+@pytest.mark.parametrize("name", UNET_TITLES)
+def test_other_unets_are_named_and_refused(name: str, layout: str) -> None:
+    config, title = UNET_TITLES[name]
+    state = ldm(config) if layout == "LDM" else with_prefix("unet/", inventories.unet_state(config))
+    found = detect(index_of(state))
+    assert found.family is None
+    assert found.title == title
+    assert title in found.reason
+    assert SD1.title in found.reason
+
+
+SD1_TITLES = {
+    "sd1.5": (inventories.SD15_UNET, "Stable Diffusion 1.x", "text"),
+    "inpaint": (inventories.SD15_UNET | {"in_channels": 9}, "inpainting", "inpaint"),
+    "pix2pix": (inventories.SD15_UNET | {"in_channels": 8}, "InstructPix2Pix", "edit"),
+    "lcm": (inventories.SD15_UNET | {"time_cond_proj_dim": 256}, "latent consistency", "text"),
+    "small": (inventories.SMALL_SD_UNET, "small", "text"),
+    "tiny": (inventories.TINY_SD_UNET, "tiny", "text"),
+    "sdxs": (inventories.SDXS_UNET, "SDXS", "text"),
+}
+
+
+@pytest.mark.parametrize("name", SD1_TITLES)
+def test_members_of_stable_diffusion_1(name: str) -> None:
+    config, title, task = SD1_TITLES[name]
+    found = detect(index_of(with_prefix("unet/", inventories.unet_state(config))))
+    assert found.family is SD1
+    assert title in found.title
+    assert (found.variant.task if found.variant else "text") == task
+    assert found.missing == ("text_encoder", "vae")
+
+
+def test_unusual_channels_are_refused_with_the_reason() -> None:
+    config = inventories.SD15_UNET | {"in_channels": 7}
+    found = detect(index_of(with_prefix("unet/", inventories.unet_state(config))))
+    assert found.family is None
+    assert "'in_channels': 7" in found.reason
+
+
+def on_meta(build: Callable[[], torch.nn.Module]) -> inventories.State:
+    with torch.device("meta"):
+        return dict(build().state_dict())
+
+
+def reference(name: str, **config: Any) -> Callable[[], inventories.State]:
+    """A denoiser class of diffusers, small where its defaults are large."""
+
+    def build() -> torch.nn.Module:
+        import diffusers
+
+        module: torch.nn.Module = getattr(diffusers, name)(**config)
+        return module
+
+    return lambda: on_meta(build)
+
+
+CLASSES = {
+    "Stable Diffusion 3": reference("SD3Transformer2DModel", num_layers=2),
+    "FLUX.1": reference("FluxTransformer2DModel", num_layers=1, num_single_layers=1),
+    "Qwen-Image": reference("QwenImageTransformer2DModel", num_layers=1),
+    "PixArt": reference("PixArtTransformer2DModel", num_layers=1),
+    "Lumina-Image 2.0": reference("Lumina2Transformer2DModel", num_layers=1),
+    "Lumina-Next": reference("LuminaNextDiT2DModel", num_layers=1),
+    "Hunyuan-DiT": reference("HunyuanDiT2DModel", num_layers=2),
+    "HiDream-I1": reference(
+        "HiDreamImageTransformer2DModel",
+        num_layers=1,
+        num_single_layers=1,
+        caption_channels=[8, 4],
+        text_emb_dim=8,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=4,
+        patch_size=2,
+        num_routed_experts=2,
+        num_activated_experts=1,
+        axes_dims_rope=(4, 2, 2),
+        max_resolution=(32, 32),
+        llama_layers=(0, 1),
+    ),
+    "AuraFlow": reference(
+        "AuraFlowTransformer2DModel", num_mmdit_layers=1, num_single_dit_layers=1
+    ),
+    "LTX-Video": reference("LTXVideoTransformer3DModel", num_layers=1),
+    "Stable Video Diffusion": reference("UNetSpatioTemporalConditionModel"),
+    "a ControlNet": reference("ControlNetModel"),
+}
+
+
+@pytest.mark.parametrize("title", CLASSES)
+@pytest.mark.parametrize("prefix", ["", "transformer/"])
+def test_other_networks_of_diffusers_are_named(title: str, prefix: str) -> None:
+    found = detect(index_of(with_prefix(prefix, CLASSES[title]())))
+    assert found.family is None
+    assert found.title == title
+
+
+NAMES: dict[str, dict[str, tuple[int, ...]]] = {
+    "Stable Diffusion 3": {PREFIX + "joint_blocks.0.context_block.attn.qkv.weight": (4608, 1536)},
+    "Stable Diffusion 3.5 Medium": {
+        PREFIX + "joint_blocks.0.context_block.attn.qkv.weight": (4608, 1536),
+        PREFIX + "joint_blocks.0.x_block.attn2.qkv.weight": (4608, 1536),
+    },
+    "FLUX.1 dev": {
+        "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
+        "img_in.weight": (3072, 64),
+        "guidance_in.in_layer.weight": (3072, 256),
+    },
+    "FLUX.1 schnell": {
+        PREFIX + "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
+        PREFIX + "img_in.weight": (3072, 64),
+    },
+    "FLUX.1 Fill": {
+        "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
+        "img_in.weight": (3072, 384),
+    },
+    "FLUX.2": {"double_stream_modulation_img.lin.weight": (3072, 3072)},
+    "Chroma": {
+        "distilled_guidance_layer.in_proj.weight": (64, 64),
+        "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
+        "img_in.weight": (3072, 64),
+    },
+    "Stable Cascade": {"clf.1.weight": (64, 2048)},
+    "Lumina-Image 2.0": {
+        "cap_embedder.1.weight": (2304, 2304),
+        "noise_refiner.0.attention.k_norm.weight": (96,),
+    },
+    "Z-Image": {
+        "cap_embedder.1.weight": (3840, 2560),
+        "noise_refiner.0.attention.k_norm.weight": (128,),
+    },
+    "OmniGen": {
+        "llm.layers.0.self_attn.qkv_proj.weight": (9216, 3072),
+        "input_x_embedder.proj.weight": (3072, 4, 2, 2),
+    },
+    "a LoRA or a related adapter": {
+        "lora_unet_down_blocks_0_attentions_0_proj_in.lora_up.weight": (320, 8),
+        "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": (8, 320),
+    },
+    "a ControlNet": {"control_model.zero_convs.0.0.weight": (320, 320, 1, 1)},
+    "an upscaler (ESRGAN)": {
+        "conv_first.weight": (64, 3, 3, 3),
+        "body.0.rdb1.conv1.weight": (32, 64, 3, 3),
+    },
+    "a textual inversion embedding": {"<my-word>": (4, 768)},
+    "a textual inversion embedding (SDXL)": {"clip_l": (4, 768), "clip_g": (4, 1280)},
+    "no model that is known here": {"a.weight": (10, 10, 3, 3), "b.weight": (1000, 300)},
+}
+
+
+@pytest.mark.parametrize("title", NAMES)
+def test_files_are_named_by_their_tensors(title: str) -> None:
+    found = detect(index_of(NAMES[title]))
+    assert found.family is None
+    assert found.title == title
+    assert found.reason
+
+
+def test_what_is_unknown_is_reported_by_its_names() -> None:
+    names = {f"tensor_{i}": (300, 300, 3) for i in range(30)}
+    reason = detect(index_of(names)).reason
+    assert "30 tensors" in reason
+    assert "tensor_19" in reason
+    assert "tensor_20" not in reason
+
+
+def test_patterns_follow_any_prefix_but_not_any_letters() -> None:
+    names = TensorNames({"a.b/c.d.weight": (1,)})
+    assert names.find("c.d.weight") == (1,)
+    assert names.find("d.weight") == (1,)
+    assert names.find("*.weight") == (1,)
+    assert names.find(".weight") is None
+    assert names.find("eight") is None
+
+
+def test_signatures_ask_for_absence_and_sizes() -> None:
+    names = TensorNames({"x.w": (3, 4), "y": ()})
+    assert Signature("t", ("w",), sizes=(("w", 1, 4),)).fits(names)
+    assert not Signature("t", ("w",), sizes=(("w", 1, 3),)).fits(names)
+    assert not Signature("t", ("w",), sizes=(("w", 2, 4),)).fits(names)
+    assert not Signature("t", ("w",), absent=("y",)).fits(names)
+
+
+def test_lists_are_well_formed() -> None:
+    assert len({family.name for family in FAMILIES}) == len(FAMILIES)
+    for family in FAMILIES:
+        assert family.denoiser in {component.name for component in family.components}
+        assert set(family.tokenizers) <= {component.name for component in family.components}
+        for component in family.components:
+            assert component.written[1] in {table.name for table in component.tables}
+    assert all(signature.present for signature in (*ADDITIONS, *DENOISERS))
+    assert all(unet.shape.allowed for unet in UNETS)

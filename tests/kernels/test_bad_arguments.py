@@ -1,0 +1,40 @@
+"""What the bindings refuse before a kernel sees it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sdengine.errors import ParameterError
+from tests.kernels.conftest import kernels
+
+IMAGE = np.zeros((1, 4, 4, 8), np.float32)
+WEIGHT = np.zeros((5, 8, 3, 3), np.float32)
+
+
+def test_sizes() -> None:
+    with pytest.raises(ParameterError, match="weight has 1440 bytes; expected 1728"):
+        kernels.conv2d(IMAGE, WEIGHT, "f32", 6)
+    with pytest.raises(ParameterError, match="bias has 4 elements; expected 5"):
+        kernels.conv2d(IMAGE, WEIGHT, "f32", 5, bias=np.zeros(4, np.float32))
+    with pytest.raises(ParameterError, match="smaller than the kernel"):
+        kernels.conv2d(IMAGE[:, :1], WEIGHT, "f32", 5, padding=(0, 0, 0, 0))
+    with pytest.raises(ParameterError, match="whole blocks of 32"):
+        kernels.linear(np.zeros((2, 33), np.float32), b"", "q8_0", 3)
+    with pytest.raises(ParameterError, match="groups do not divide"):
+        ones = np.ones(8, np.float32)
+        kernels.group_norm(np.zeros((1, 2, 8), np.float32), groups=3, gamma=ones, beta=ones)
+
+
+def test_names() -> None:
+    with pytest.raises(ParameterError, match="unknown ggml type 'q9'"):
+        kernels.conv2d(IMAGE, WEIGHT, "q9", 5)
+    with pytest.raises(ParameterError, match="isa 'mmx' is not available"):
+        kernels.conv2d(IMAGE, WEIGHT, "f32", 5, isa="mmx")
+    with pytest.raises(ParameterError, match="unknown activation 'relu'"):
+        kernels.conv2d(IMAGE, WEIGHT, "f32", 5, activation="relu")
+
+
+def test_threads() -> None:
+    with pytest.raises(ParameterError, match="at least 1"):
+        kernels.conv2d(IMAGE, WEIGHT, "f32", 5, threads=0)

@@ -1,0 +1,86 @@
+"""linear against numpy in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.kernels.conftest import DIRECT, WEIGHT_TYPES, kernels, relative_error, shifted
+
+SHAPES = [
+    (1, 1, 1),
+    (1, 320, 1280),
+    (2, 1280, 64),
+    (3, 5, 3),
+    (13, 100, 70),
+    (77, 768, 33),
+    (25, 1024, 48),
+    (64, 3072, 20),
+    (300, 40, 16),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_matches_numpy(shape: tuple[int, int, int], isa: str, rng: np.random.Generator) -> None:
+    rows, wide, out = shape
+    x = rng.standard_normal((rows, wide), dtype=np.float32)
+    weight = rng.standard_normal((out, wide), dtype=np.float32)
+    expected = x.astype(np.float64) @ weight.astype(np.float64).T
+    for threads in (1, 3):
+        found = kernels.linear(x, weight, "f32", out, isa=isa, threads=threads)
+        assert relative_error(found, expected) <= DIRECT
+    assert relative_error(kernels.linear(x, weight, "f32", out, isa="reference"), expected) <= 1e-7
+
+
+@pytest.mark.parametrize("kind", WEIGHT_TYPES)
+@pytest.mark.parametrize("rows", [1, 2, 7, 30])
+def test_every_weight_type(kind: str, rows: int, isa: str, rng: np.random.Generator) -> None:
+    x = rng.standard_normal((rows, 768), dtype=np.float32)
+    weight = rng.standard_normal((53, 768), dtype=np.float32)
+    packed = kernels.quantize(weight, kind, 768)
+    exact = kernels.dequantize(packed, kind, weight.size).reshape(weight.shape)
+    expected = x.astype(np.float64) @ exact.astype(np.float64).T
+    found = kernels.linear(x, packed, kind, 53, isa=isa, threads=2)
+    assert relative_error(found, expected) <= DIRECT
+
+
+@pytest.mark.parametrize("shape", [(1, 512, 100), (5, 700, 65), (77, 320, 1300), (600, 64, 40)])
+def test_threads_change_nothing(
+    shape: tuple[int, int, int], isa: str, rng: np.random.Generator
+) -> None:
+    rows, wide, out = shape
+    x = rng.standard_normal((rows, wide), dtype=np.float32)
+    weight = rng.standard_normal((out, wide), dtype=np.float32)
+    results = [kernels.linear(x, weight, "f32", out, isa=isa, threads=n) for n in (1, 2, 3, 4)]
+    assert all(np.array_equal(results[0], other) for other in results[1:])
+
+
+def test_terms(isa: str, rng: np.random.Generator) -> None:
+    x = rng.standard_normal((12, 33), dtype=np.float32)
+    weight = rng.standard_normal((21, 33), dtype=np.float32)
+    bias = rng.standard_normal(21, dtype=np.float32)
+    batch_bias = rng.standard_normal((3, 21), dtype=np.float32)
+    residual = rng.standard_normal((12, 21), dtype=np.float32)
+    found = kernels.linear(
+        shifted(x),
+        shifted(weight),
+        "f32",
+        21,
+        isa=isa,
+        rows_per_batch=4,
+        bias=shifted(bias),
+        batch_bias=shifted(batch_bias),
+        residual=shifted(residual),
+        activation="silu",
+    )
+    sums = x.astype(np.float64) @ weight.T + bias + np.repeat(batch_bias, 4, axis=0)
+    assert relative_error(found, sums / (1 + np.exp(-sums)) + residual) <= DIRECT
+
+
+def test_rounding_does_not_grow_with_the_sum(isa: str, rng: np.random.Generator) -> None:
+    """16384 terms: added up in one chain they would be wrong by some 2e-6."""
+    x = rng.standard_normal((8, 16384), dtype=np.float32)
+    weight = rng.standard_normal((16, 16384), dtype=np.float32)
+    expected = x.astype(np.float64) @ weight.astype(np.float64).T
+    found = kernels.linear(x, weight, "f32", 16, isa=isa)
+    assert relative_error(found, expected) <= DIRECT
