@@ -24,21 +24,46 @@ LATENT_CHANNELS, CONTEXT_WIDTH, TOKENS, FACTOR = 4, 768, 77, 8
 """Stable Diffusion 1.5: channels, context ``[N, 77, 768]``, pixels per latent."""
 
 
+class Laps:
+    """Wall and processor seconds between calls of :meth:`lap`.
+
+    Processor seconds (of all threads together) are what remains comparable on a machine with other
+    work; on an idle one, wall seconds are the truth.
+    """
+
+    def __init__(self) -> None:
+        self.wall: list[float] = []
+        self.cpu: list[float] = []
+        self.restart()
+
+    def restart(self) -> None:
+        """The next lap begins now."""
+        self._began = time.perf_counter(), time.process_time()
+
+    def lap(self) -> None:
+        """A lap ends and the next one begins."""
+        wall, cpu = self._began
+        self.restart()
+        self.wall.append(self._began[0] - wall)
+        self.cpu.append(self._began[1] - cpu)
+
+    def summary(self, warm_ups: int = 0) -> dict[str, Any]:
+        """Seconds of every lap after `warm_ups`, their medians, and the first lap's."""
+        return {
+            "first": round(self.wall[0], 4),
+            "seconds": [round(s, 4) for s in self.wall[warm_ups:]],
+            "median": round(statistics.median(self.wall[warm_ups:]), 4),
+            "cpu_median": round(statistics.median(self.cpu[warm_ups:]), 4),
+        }
+
+
 def timed(work: Callable[[], object], repeats: int, warm_ups: int = 1) -> dict[str, Any]:
-    """Seconds of each of `repeats` calls after `warm_ups`: first, all, and their median."""
-    first = [_seconds(work) for _ in range(warm_ups)]
-    all_seconds = [_seconds(work) for _ in range(repeats)]
-    return {
-        "first": round(first[0], 4) if first else None,
-        "all": [round(s, 4) for s in all_seconds],
-        "median": round(statistics.median(all_seconds), 4),
-    }
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    """Call `work` ``warm_ups + repeats`` times; see :meth:`Laps.summary`."""
+    laps = Laps()
+    for _ in range(warm_ups + repeats):
+        work()
+        laps.lap()
+    return laps.summary(warm_ups)
 
 
 def peak_memory() -> int:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
 import time
 from typing import Any
 
-from measuring import PROMPT, peak_memory
+from measuring import PROMPT, Laps, peak_memory
 
 LATENT_SECONDS = re.compile(r"latent \d+ decoded, taking ([\d.]+)s")
 ENCODE_SECONDS = re.compile(r"get_learned_condition completed, taking ([\d.]+)s")
@@ -45,11 +44,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         verbose=True,
     )
     loaded = time.perf_counter()
-    marks: list[float] = []
-    memory = [0]
+    laps, memory = Laps(), [0]
 
     def progress(step: int, steps: int, seconds: float) -> None:
-        marks.append(time.perf_counter())
+        laps.restart() if step == 0 else laps.lap()
         memory[0] = peak_memory()
 
     pipe.generate_image(
@@ -62,16 +60,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         seed=1,
         progress_callback=progress,
     )
-    seconds = [after - before for before, after in zip(marks, marks[1:], strict=False)]
     log = "".join(said)
     return {
         "load": round(loaded - started, 3),
         "encode": _seconds(ENCODE_SECONDS, log),
-        "unet": {
-            "first": round(seconds[0], 4),
-            "all": [round(s, 4) for s in seconds[1:]],
-            "median": round(statistics.median(seconds[1:]), 4),
-        },
+        "unet": laps.summary(warm_ups=1),
         "unet_peak_memory": memory[0],
         "vae": _seconds(LATENT_SECONDS, log),
         "peak_memory": peak_memory(),

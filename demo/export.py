@@ -10,9 +10,7 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DCon
 from demo import text_encoder, tokenizer, vae
 
 
-def export(
-    folder: Path, denoiser: UNet2DConditionModel, scheduler: EulerDiscreteScheduler
-) -> Path:
+def export(folder: Path, denoiser: UNet2DConditionModel, scheduler: EulerDiscreteScheduler) -> Path:
     """Write ``folder/export`` anew; a reader sees the old folder or the new one, never a half."""
     pipeline = StableDiffusionPipeline(
         vae=vae.load_finished(folder),

@@ -12,8 +12,8 @@ import random
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from demo import shapes
@@ -109,7 +109,7 @@ def _loss(model: CLIPTextModel, heads: nn.ModuleList, ids: Tensor, target: Tenso
     where = _from_end(ids, model.config.eos_token_id)
     hidden = model(ids).last_hidden_state[where]
     owner = where.nonzero()[:, 0]
-    losses = [F.cross_entropy(h(hidden), target[owner, i]) for i, h in enumerate(heads)]
+    losses = [functional.cross_entropy(h(hidden), target[owner, i]) for i, h in enumerate(heads)]
     return torch.stack(losses).sum()
 
 

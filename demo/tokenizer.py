@@ -8,6 +8,7 @@ grammar. The two special tokens come last, as in CLIP, which makes the end token
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -63,7 +64,7 @@ def learn_merges(counts: Counter[str]) -> list[tuple[str, str]]:
     while True:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, count in words.items():
-            for pair in zip(word, word[1:], strict=False):
+            for pair in itertools.pairwise(word):
                 pairs[pair] += count
         if not pairs:
             return merges
@@ -78,7 +79,7 @@ def build(folder: Path) -> None:
     merges = learn_merges(_corpus())
     tokens = symbols + [symbol + _WORD_END for symbol in symbols]
     tokens += [left + right for left, right in merges]
-    tokens = list(dict.fromkeys(tokens)) + [START, END]
+    tokens = [*dict.fromkeys(tokens), START, END]
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = {token: index for index, token in enumerate(tokens)}
     text = json.dumps(vocabulary, ensure_ascii=False)

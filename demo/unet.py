@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from demo import shapes, text_encoder, vae
 from demo.export import export
@@ -142,9 +143,7 @@ def _batch(cache: Cache, rng: np.random.Generator, count: int) -> tuple[Tensor, 
     return latents, torch.from_numpy(cache.contexts[rows].astype(np.float32))
 
 
-def _loss(
-    model: UNet2DConditionModel, alphas: Tensor, latents: Tensor, contexts: Tensor
-) -> Tensor:
+def _loss(model: UNet2DConditionModel, alphas: Tensor, latents: Tensor, contexts: Tensor) -> Tensor:
     """Return the mean squared error of v at one timestep per picture.
 
     The timesteps are one from each of N equal parts of the schedule, in random order, which makes
@@ -158,7 +157,7 @@ def _loss(
     noise = torch.randn_like(latents)
     with torch.autocast(latents.device.type, torch.bfloat16):
         v = model(signal * latents + spread * noise, timesteps, contexts).sample
-    return F.mse_loss(v.float(), signal * noise - spread * latents)
+    return functional.mse_loss(v.float(), signal * noise - spread * latents)
 
 
 def train(settings: Settings, team: Team) -> None:
@@ -181,6 +180,9 @@ def train(settings: Settings, team: Team) -> None:
         average.weights = {k: v.to(settings.device) for k, v in state["average"].items()}
         step, spent = state["step"], state["spent"]
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # On a CPU the backward pass of torch's fused attention is slow at 16 and 64 tokens: a step
+    # takes 14.5 instead of 18 ms per picture with plain matrix products.
+    model.set_attn_processor(AttnProcessor())
     torch.manual_seed(settings.seed + 1000 * team.rank + step)
     rng = np.random.default_rng(settings.seed + 1000 * team.rank + step)
     cache = load_cache(settings.folder)

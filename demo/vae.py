@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from demo import shapes
 from demo.checker import check
@@ -114,9 +114,11 @@ def loss_of(model: AutoencoderKL, pictures: Tensor) -> tuple[Tensor, float]:
     latents = model.encode(pictures).latent_dist.mean
     noisy = latents + LATENT_NOISE * torch.randn_like(latents)
     restored = model.decode(noisy).sample
-    squared = F.mse_loss(restored, pictures)
-    edges = sum(F.l1_loss(a, b) for a, b in zip(_edges(restored), _edges(pictures), strict=True))
-    loss = F.l1_loss(restored, pictures) + squared + 0.5 * edges
+    squared = functional.mse_loss(restored, pictures)
+    edges = sum(
+        functional.l1_loss(a, b) for a, b in zip(_edges(restored), _edges(pictures), strict=True)
+    )
+    loss = functional.l1_loss(restored, pictures) + squared + 0.5 * edges
     return loss + 0.3 * whitening_penalty(latents), float(squared.detach())
 
 
@@ -218,7 +220,7 @@ def report(model: AutoencoderKL, count: int) -> dict[str, float]:
         z = model.encode(pictures).latent_dist.mean
         latents.append(z * SCALING_FACTOR)
         restored = model.decode(z).sample.clamp(-1, 1)
-        error += float(F.mse_loss(restored, pictures)) * len(part) / count
+        error += float(functional.mse_loss(restored, pictures)) * len(part) / count
         for scene, picture in zip(part, to_pictures(restored), strict=True):
             verdict = check(picture)
             right["shape"] += verdict.shape == scene.shape

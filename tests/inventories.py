@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from sdengine.formats import DTYPES, TensorEntry, TensorIndex
 
-from tests.models import clip_to_hf, clip_to_openclip, unet_to_ldm, vae_to_ldm
+from tests.renaming import clip_to_hf, clip_to_openclip, unet_to_ldm, vae_to_ldm
 
 State = dict[str, torch.Tensor]
 

@@ -1,9 +1,11 @@
-// The meeting point of networks and samplers: latents in, an estimate of the clean latents out.
+// The meeting point of networks and samplers: from noise to latents.
 #pragma once
 
 #include <memory>
 
 #include "sampling/prediction.h"
+#include "sampling/sampler.h"
+#include "sampling/schedules.h"
 #include "stages/runner.h"
 
 namespace sde {
@@ -19,31 +21,41 @@ struct Guidance {
 // What the denoiser is given besides latents and time, the same at every step. Every array has N entries.
 struct Conditions {
     HostArrays positive;
-    HostArrays negative;       // the same names as positive, or empty: no guidance
+    HostArrays negative;       // the same names as positive; empty without guidance
     HostArray extra_channels;  // [N, E, h, w] behind the latents' channels (inpainting, editing), or empty
 };
 
-class GuidedDenoiser {
+// One generation's denoising, steppable.
+class DenoiseRun {
   public:
-    GuidedDenoiser(std::shared_ptr<Runner> denoiser, Conditions conditions, sampling::Prediction prediction,
-                   Guidance guidance, Shape latents, CancelCheck cancel);
+    // `latents` is the shape [N, C, h, w]; the sampler's x holds as many values. `timesteps` belong to the first
+    // timesteps.size() sigmas of the sampler's schedule; other sigmas are interpolated in `levels`.
+    DenoiseRun(std::shared_ptr<Runner> denoiser, Conditions conditions, sampling::Prediction prediction,
+               Guidance guidance, sampling::NoiseLevels levels, const sampling::Schedule& schedule, Shape latents,
+               std::unique_ptr<sampling::Sampler> sampler);
 
-    // x [N, C, h, w] at noise level `sigma`, which the network is told as `timestep`. Fills `denoised` and, if it is not
-    // empty, `unconditional`. With guidance both conditions run as one batch of 2 N.
-    void operator()(std::span<const float> x, float sigma, float timestep, std::span<float> denoised,
-                    std::span<float> unconditional);
+    void step(const CancelCheck& cancel);
 
-    // Network evaluations so far; a batch counts as one.
-    int64_t evaluations() const noexcept { return evaluations_; }
+    const sampling::Sampler& sampler() const noexcept { return *sampler_; }
+    const Shape& latents() const noexcept { return latents_; }
+    int64_t evaluations() const noexcept { return evaluations_; }  // a guided batch counts as one
+    std::string save() const { return sampler_->save(); }
+    void restore(const std::string& state) { sampler_->restore(state); }
 
   private:
+    void denoise(std::span<const float> x, float sigma, std::span<float> denoised, const CancelCheck& cancel);
+    void guide(std::span<const float> positive, std::span<const float> negative, std::span<float> out) const;
+    float timestep(float sigma) const;
+
     std::shared_ptr<Runner> denoiser_;
-    HostArrays inputs_;  // everything but latents and timesteps, both conditions stacked
+    HostArrays inputs_;  // everything but latents and timesteps; with guidance both conditions stacked
     HostArray extra_channels_;
     sampling::Prediction prediction_;
     Guidance guidance_;
+    sampling::NoiseLevels levels_;
+    sampling::Schedule schedule_;
     Shape latents_;
-    CancelCheck cancel_;
+    std::unique_ptr<sampling::Sampler> sampler_;
     bool guided_;
     int64_t evaluations_ = 0;
 };

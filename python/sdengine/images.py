@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -36,7 +37,7 @@ RESIZE_MODES: Final = ("stretch", "crop", "fill", "pad")
 
 WHITE: Final = (255, 255, 255)
 _JPEG_EXIF_BYTES = 65533  # a JPEG segment's length has 16 bits and counts itself
-_PREFIX_BYTES = 6  # "Exif\0\0"
+_TIFF_LONG, _TIFF_UNDEFINED = 4, 7  # types of TIFF entries
 
 
 # ------------------------------ reading
@@ -49,14 +50,21 @@ def open_image(source: ImageLike) -> Image.Image:
         ParameterError: no such file, or an array of another shape, type or range.
         FormatError: the file is no picture, or is damaged.
     """
-    image = _from_array(source) if isinstance(source, np.ndarray) else _read(source)
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, np.float64)
-        limit = 65535.0 if image.mode.startswith("I") else 1.0
-        grey = np.clip(values / limit, 0, 1) * 255
-        return Image.fromarray(np.rint(grey).astype(np.uint8)).convert("RGB")
-    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if isinstance(source, np.ndarray):
+        return _upright(_from_array(source))
+    if not isinstance(source, (Image.Image, str, os.PathLike)):
+        raise ParameterError(
+            f"a picture must be a path, a PIL image or a numpy array, not {type(source).__name__}"
+        )
+    try:
+        if isinstance(source, Image.Image):
+            return _upright(source)
+        with Image.open(source) as image:
+            return _upright(image)
+    except FileNotFoundError as error:
+        raise ParameterError(f"{source}: there is no such file") from error
+    except Exception as error:  # damaged files make Pillow raise nearly anything
+        raise FormatError(f"{source}: not a readable picture ({error})") from error
 
 
 def to_array(
@@ -243,10 +251,10 @@ def _write_png(image: Image.Image, file: Any, text: str | None, _: int, __: bool
 
 def _write_jpeg(image: Image.Image, file: Any, text: str | None, quality: int, _: bool) -> None:
     exif = _exif(text)
-    if len(exif) + _PREFIX_BYTES > _JPEG_EXIF_BYTES:
+    if len(exif) > _JPEG_EXIF_BYTES:
         raise ParameterError(
-            f"the generation parameters have {len(exif)} bytes; JPEG holds at most "
-            f"{_JPEG_EXIF_BYTES - _PREFIX_BYTES}. Save as .png or .webp"
+            f"the generation parameters take {len(exif)} bytes; JPEG holds at most "
+            f"{_JPEG_EXIF_BYTES}. Save as .png or .webp"
         )
     on_white(image).save(file, "JPEG", quality=quality, exif=exif)
 
@@ -266,29 +274,30 @@ _ENCODERS: Final[dict[str, Callable[..., None]]] = {
 
 
 def _exif(text: str | None) -> bytes:
-    """EXIF with a UserComment in the charset "UNICODE": UTF-16, big-endian as A1111 writes it."""
+    """An EXIF block with a UserComment, in the charset "UNICODE" and UTF-16 as A1111 writes it.
+
+    Written by hand, because Pillow stores the comment as BYTE, where the standard (EXIF 2.3, 4.6.5)
+    has UNDEFINED and other readers insist on it. A big-endian TIFF: header, a directory that points
+    to the EXIF directory, that one with a single entry, the comment.
+    """
     if text is None:
         return b""
-    exif = Image.Exif()
     comment = b"UNICODE\0" + text.encode("utf-16-be")
-    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
-    return exif.tobytes()
+    main_at, exif_at, comment_at = 8, 26, 44
+    header = b"MM\0*" + struct.pack(">I", main_at)
+    main = struct.pack(">HHHIII", 1, ExifTags.IFD.Exif, _TIFF_LONG, 1, exif_at, 0)
+    entry = (ExifTags.Base.UserComment, _TIFF_UNDEFINED, len(comment), comment_at)
+    return b"Exif\0\0" + header + main + struct.pack(">HHHIII", 1, *entry, 0) + comment
 
 
 # ------------------------------ sources
-def _read(source: Image.Image | str | os.PathLike[str]) -> Image.Image:
-    if not isinstance(source, (Image.Image, str, os.PathLike)):
-        raise ParameterError(
-            f"a picture must be a path, a PIL image or a numpy array, not {type(source).__name__}"
-        )
-    try:
-        image = source if isinstance(source, Image.Image) else Image.open(source)
-        image.load()  # closes the file
-    except FileNotFoundError as error:
-        raise ParameterError(f"{source}: there is no such file") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FormatError(f"{source}: not a readable picture ({error})") from error
-    return image
+def _upright(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        limit = 1.0 if image.mode == "F" else 65535.0
+        grey = np.clip(np.asarray(image, np.float64) / limit, 0, 1) * 255
+        return Image.fromarray(np.rint(grey).astype(np.uint8)).convert("RGB")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:

@@ -19,6 +19,7 @@ from sdengine.loading.locate import Located
 _LIST_SHOWN = 16  # items of a metadata array that are kept
 _TEXT_SHOWN = 200  # characters of a metadata text that are kept
 _NAMES_SHOWN = 5
+_APPLIED = "comfy.gguf.orig_shape."  # metadata that the shapes already take into account
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def inspect(path: str | PathLike[str]) -> ModelInfo:
         tensors=len(index.tensors),
         nbytes=sum(entry.nbytes for entry in entries),
         types=_types(entries),
-        metadata={key: _short(value) for key, value in index.metadata.items()},
+        metadata={k: _short(v) for k, v in index.metadata.items() if not k.startswith(_APPLIED)},
     )
 
 

@@ -276,15 +276,19 @@ def read_parameters_text(path: str | os.PathLike[str]) -> str | None:
     """The text that :func:`read_parameters` parses; None for a picture that carries none."""
     try:
         with Image.open(path) as image:
-            if image.format == "PNG":
-                image.load()  # text chunks may stand behind the pixels
-                text = image.info.get("parameters")
-                return text if isinstance(text, str) else None
-            comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+            return _embedded_text(image)
     except FileNotFoundError as error:
         raise ParameterError(f"{path}: there is no such file") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # damaged files make Pillow raise nearly anything
         raise FormatError(f"{path}: not a readable picture ({error})") from error
+
+
+def _embedded_text(image: Image.Image) -> str | None:
+    if image.format == "PNG":
+        image.load()  # text chunks may stand behind the pixels
+        text = image.info.get("parameters")
+        return text if isinstance(text, str) else None
+    comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
     if isinstance(comment, str):
         return comment or None
     return _user_comment(comment) if isinstance(comment, bytes) else None

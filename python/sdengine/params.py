@@ -10,6 +10,7 @@ from . import prompt as prompts
 from .components import MAX_BATCH
 from .errors import ParameterError
 from .loading import ModelPlan
+from .sampling import resolve_names
 
 MAX_SIDE = 8192
 MAX_STEPS = 1000
@@ -42,16 +43,12 @@ class GenerateParameters:
         Raises:
             ParameterError: a value is out of range.
         """
-        from .sampling import resolve_names
-
         defaults = plan.defaults
         batch_size = given["batch_size"]
         if batch_size is None:
             batch_size = len(given["prompt"])
         sampler, implied = resolve_names(given["sampler"] or defaults.sampler)
-        schedule = given["schedule"] or implied
-        if schedule is None:
-            schedule = defaults.schedule
+        _, schedule = resolve_names(sampler, given["schedule"] or implied or defaults.schedule)
         values = {
             **given,
             "width": _or(given["width"], defaults.width),

@@ -13,7 +13,7 @@ from sdengine.loading import detect
 
 from tests import inventories
 from tests.inventories import index_of, with_prefix
-from tests.models import unet_to_ldm
+from tests.renaming import unet_to_ldm
 
 PREFIX = "model.diffusion_model."
 
@@ -107,8 +107,24 @@ CLASSES = {
     "Qwen-Image": reference("QwenImageTransformer2DModel", num_layers=1),
     "PixArt": reference("PixArtTransformer2DModel", num_layers=1),
     "Lumina-Image 2.0": reference("Lumina2Transformer2DModel", num_layers=1),
-    "Lumina-Next": reference("LuminaNextDiT2DModel", num_layers=1),
-    "Hunyuan-DiT": reference("HunyuanDiT2DModel", num_layers=2),
+    "Lumina-Next": reference(
+        "LuminaNextDiT2DModel",
+        hidden_size=4,
+        num_layers=1,
+        num_attention_heads=1,
+        num_kv_heads=1,
+        multiple_of=16,
+        cross_attention_dim=8,
+    ),
+    "Hunyuan-DiT": reference(
+        "HunyuanDiT2DModel",
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_layers=4,
+        attention_head_dim=8,
+        num_attention_heads=2,
+    ),
     "HiDream-I1": reference(
         "HiDreamImageTransformer2DModel",
         num_layers=1,
@@ -168,7 +184,7 @@ NAMES: dict[str, dict[str, tuple[int, ...]]] = {
         "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
         "img_in.weight": (3072, 64),
     },
-    "Stable Cascade": {"clf.1.weight": (64, 2048)},
+    "Stable Cascade": {"clf.1.weight": (64, 2048, 1, 1)},
     "Lumina-Image 2.0": {
         "cap_embedder.1.weight": (2304, 2304),
         "noise_refiner.0.attention.k_norm.weight": (96,),

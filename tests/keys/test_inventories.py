@@ -19,7 +19,7 @@ from sdengine.loading import detect
 from sdengine.loading.bind import bind
 
 from tests import inventories
-from tests.models import clip_to_openclip, unet_to_ldm, vae_to_ldm
+from tests.renaming import clip_to_openclip, unet_to_ldm, vae_to_ldm
 
 Shapes = list[tuple[str, tuple[int, ...]]]
 

@@ -34,7 +34,9 @@ def folder(request: pytest.FixtureRequest, clip_folder: Path, tmp_path: Path) ->
 
 def differences(ours: ClipTokenizer, reference: CLIPTokenizer, count: int) -> list[str]:
     prompts = hostile_prompts(count)
-    return [p for p in prompts if ours.encode(p) != reference(p, add_special_tokens=False).input_ids]
+    return [
+        p for p in prompts if ours.encode(p) != reference(p, add_special_tokens=False).input_ids
+    ]
 
 
 def test_ids_equal_transformers_on_a_thousand_prompts(folder: Path) -> None:
@@ -77,7 +79,7 @@ def test_in_memory_vocabulary_is_the_same(clip_folder: Path) -> None:
 def test_text_is_not_repaired_as_ftfy_would(clip_folder: Path) -> None:
     tokenizer = load_clip_tokenizer(clip_folder)
     assert tokenizer.encode("&amp;") != tokenizer.encode("&")
-    assert tokenizer.encode("Ａ") != tokenizer.encode("A")
+    assert tokenizer.encode("\uff21") != tokenizer.encode("A")
     assert tokenizer.encode("“a”") != tokenizer.encode('"a"')
     assert tokenizer.encode(" A \u3000 B\n") == tokenizer.encode("a b")
 
@@ -101,7 +103,7 @@ def test_padding_id(clip_folder: Path) -> None:
 def test_long_text_takes_linear_time(clip_folder: Path) -> None:
     tokenizer = load_clip_tokenizer(clip_folder)
     started = time.perf_counter()
-    assert len(tokenizer.encode("a cat, " * 15_000)) == 45_000
+    assert len(tokenizer.encode("a , " * 25_000)) == 50_000
     assert len(tokenizer.encode("\u3042" * 100_000)) >= 100_000
     assert time.perf_counter() - started < 5
 
@@ -132,8 +134,9 @@ def test_bad_vocabularies(
 
 
 def test_bad_max_length() -> None:
-    with pytest.raises(ParameterError, match="3 or more, not 2"):
-        ClipTokenizer(vocabulary(), [], max_length=2)
+    for length in (2, 1 << 30):
+        with pytest.raises(ParameterError, match=f"3 to 65536, not {length}"):
+            ClipTokenizer(vocabulary(), [], max_length=length)
 
 
 GOOD_MODEL = {"type": "BPE", "end_of_word_suffix": "</w>", "vocab": vocabulary(), "merges": []}
@@ -154,7 +157,10 @@ GOOD_MODEL = {"type": "BPE", "end_of_word_suffix": "</w>", "vocab": vocabulary()
         ({"tokenizer.json": {"model": GOOD_MODEL, "added_tokens": [1]}}, "added_tokens"),
         ({"tokenizer.json": {"model": GOOD_MODEL, "added_tokens": [{}]}}, "whole numbers"),
         (
-            {"tokenizer.json": {"model": GOOD_MODEL}, "tokenizer_config.json": {"eos_token": "</s>"}},
+            {
+                "tokenizer.json": {"model": GOOD_MODEL},
+                "tokenizer_config.json": {"eos_token": "</s>"},
+            },
             "found eos_token '</s>'",
         ),
         (

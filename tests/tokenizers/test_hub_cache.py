@@ -1,4 +1,4 @@
-"""The shared CLIP vocabulary in a pretended Hugging Face cache. Nothing here touches the network."""
+"""The shared CLIP vocabulary in a pretended Hugging Face cache; no network."""
 
 from __future__ import annotations
 
@@ -110,7 +110,9 @@ def test_failing_or_missing_hub_package(cache: Path, monkeypatch: pytest.MonkeyP
 
     module = types.SimpleNamespace(hf_hub_download=hf_hub_download)
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
-    with pytest.raises(TokenizerError, match=r"could not be fetched \(ConnectionError\).*one of four"):
+    with pytest.raises(
+        TokenizerError, match=r"could not be fetched \(ConnectionError\).*one of four"
+    ):
         default_clip_tokenizer()
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # import raises ImportError
     with pytest.raises(TokenizerError, match="one of four ways"):

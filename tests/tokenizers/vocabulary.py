@@ -31,8 +31,8 @@ _FRAGMENTS = (
     "1234567890 ٣٤٥ Ⅷ ½ ² ① ۱۲",
     "_a_b__ --- ... ?!?! @#$%^&*() \\ / | ~ `",
     "<|startoftext|>a<|endoftext|>b <|ENDOFTEXT|> <|startoftext|",
-    "“smart” ‘quotes’ — – … «»",
-    "ＦＵＬＬ ｗｉｄｔｈ ｶﾀｶﾅ",
+    "“smart” \u2018quotes\u2019 — \u2013 … «»",
+    "\uff26\uff35\uff2c\uff2c \uff57\uff49\uff44\uff54\uff48 ｶﾀｶﾅ",
     "\U0001f3f3\ufe0f\u200d\U0001f308 \U000e0041 \ue000 \U0010ffff \ufffd",
     "שלום مرحبا \u202eabc\u202c",
     "antidisestablishmentarianism" * 3,
@@ -41,13 +41,15 @@ _FRAGMENTS = (
 
 
 def write_clip_folder(folder: Path, merges: int = 600) -> Path:
-    """Train on the sentences and write ``vocab.json`` and ``merges.txt`` as OpenAI laid them out."""
+    """Train on the sentences; write ``vocab.json`` and ``merges.txt`` as OpenAI laid them out."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trained.normalizer = normalizers.Lowercase()
     trained.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"), "removed", invert=True),
+            pre_tokenizers.Split(
+                Regex(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"), "removed", invert=True
+            ),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )

@@ -91,10 +91,8 @@ struct AttentionHead {
             for (int64_t d = 0; d < op.head_dim; d += kPanelWidth) {
                 const int64_t width = min_of<int64_t>(kPanelWidth, plan.width - d);
                 float* to = s.values + d * plan.key_block + i * width;
-                for (int64_t c = 0; c < width; c += kLanes) {
-                    const int64_t n = min_of<int64_t>(kLanes, op.head_dim - d - c);
-                    store(to + c, n == kLanes ? load(from + d + c) : load_part(from + d + c, n));
-                }
+                for_vectors(min_of(width, op.head_dim - d),
+                            [&](int64_t c, int64_t n) { store(to + c, read_lanes(from + d + c, n)); });
             }
         }
     }
@@ -141,7 +139,7 @@ struct AttentionHead {
         for (int64_t c = 0; c < keys; c += kPanelWidth) {
             const int64_t width = min_of<int64_t>(kPanelWidth, round_up(keys - c, kLanes));
             tile_product_for(rows, width)(pointers, 1, op.head_dim, s.keys + c * op.head_dim, s.scores + c,
-                                          plan.score_stride);
+                                          plan.score_stride, false);
         }
         for (int64_t r = 0; r < rows; ++r) {
             float* scores = s.scores + r * plan.score_stride;
@@ -151,7 +149,7 @@ struct AttentionHead {
         const int64_t seen = visible(query + i + rows - 1, key, keys);
         for (int64_t d = 0; d < op.head_dim; d += kPanelWidth) {
             const int64_t width = min_of<int64_t>(kPanelWidth, plan.width - d);
-            tile_product_for(rows, width)(pointers, 1, seen, s.values + d * plan.key_block, s.tile, width);
+            tile_product_for(rows, width)(pointers, 1, seen, s.values + d * plan.key_block, s.tile, width, false);
             for (int64_t r = 0; r < rows; ++r) {
                 float* sums = s.sums + (i + r) * plan.width + d;
                 for (int64_t c = 0; c < width; c += kLanes)

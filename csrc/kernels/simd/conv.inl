@@ -47,57 +47,61 @@ void linear_kernel(const Linear& op, Team& team) {
     run_matrix_product({op.weight, op.epilogue, op.output, op.rows, rows_per_batch, op.in_features, 1}, op.input, team);
 }
 
-// Pixels seen through a kernel window. Padding, stride, enlargement and wrapping around are all in the two tables.
-struct WindowPixels {
+// What a window of kernel_h x kernel_w input pixels shows at each of its positions. Padding, stride, enlargement and
+// wrapping around are all in the two tables.
+struct Windows {
     const Conv2d& op;
-    int64_t out_height, out_width;
-    int64_t* column_offsets;  // [out_width][kernel_w]: offset in an input row, or kOutside
-    int64_t* row_offsets;     // [out_height][kernel_h]: offset of the input row in its image, or kOutside
-    float* zeros;             // in_channels zeros
+    int64_t kernel_h, kernel_w, step;  // size of the window, distance of its positions
+    int64_t rows, columns;             // positions in an image
+    int64_t* row_offsets = nullptr;     // [rows][kernel_h]: offset of the input row in its image, or kOutside
+    int64_t* column_offsets = nullptr;  // [columns][kernel_w]: offset in an input row, or kOutside
+    float* zeros = nullptr;             // in_channels zeros
 
     static constexpr int64_t kOutside = -1;
 
     void lay_out(Layout& layout) {
-        column_offsets = layout.take<int64_t>(out_width * op.kernel_w);
-        row_offsets = layout.take<int64_t>(out_height * op.kernel_h);
+        row_offsets = layout.take<int64_t>(rows * kernel_h);
+        column_offsets = layout.take<int64_t>(columns * kernel_w);
         zeros = layout.take<float>(op.in_channels);
     }
 
     void prepare() {
-        fill_axis(column_offsets, out_width, op.kernel_w, op.pad_left, op.width, op.circular_x, op.in_channels);
-        fill_axis(row_offsets, out_height, op.kernel_h, op.pad_top, op.height, op.circular_y, op.width * op.in_channels);
+        fill_axis(row_offsets, rows, kernel_h, op.pad_top, op.height, op.circular_y, op.width * op.in_channels);
+        fill_axis(column_offsets, columns, kernel_w, op.pad_left, op.width, op.circular_x, op.in_channels);
         std::memset(zeros, 0, static_cast<size_t>(op.in_channels) * 4);
     }
 
-    void fill_axis(int64_t* offsets, int64_t outputs, int kernel, int pad, int64_t size, bool circular, int64_t stride) {
+    void fill_axis(int64_t* offsets, int64_t positions, int64_t kernel, int pad, int64_t size, bool circular,
+                   int64_t stride) const {
         const int64_t seen = op.upsample2x ? 2 * size : size;
-        for (int64_t o = 0; o < outputs; ++o) {
-            for (int k = 0; k < kernel; ++k) {
-                int64_t i = o * op.stride - pad + k;
+        for (int64_t position = 0; position < positions; ++position) {
+            for (int64_t k = 0; k < kernel; ++k) {
+                int64_t i = position * step - pad + k;
                 if (circular) i = (i % seen + seen) % seen;
                 const bool inside = i >= 0 && i < seen;
-                offsets[o * kernel + k] = inside ? (op.upsample2x ? i / 2 : i) * stride : kOutside;
+                offsets[position * kernel + k] = inside ? (op.upsample2x ? i / 2 : i) * stride : kOutside;
             }
         }
     }
 
-    void point(int64_t pixel, int64_t rows, int64_t channel, int64_t, const float** pointers) {
-        int64_t x = pixel % out_width;
-        int64_t y = pixel / out_width % out_height;
+    // Where the pixels of `count` windows from number `first` on lie, from `channel` on: pointers[tap * count + i].
+    void point(int64_t first, int64_t count, int64_t channel, int64_t, const float** pointers) const {
+        int64_t x = first % columns;
+        int64_t y = first / columns % rows;
         const int64_t image_size = op.height * op.width * op.in_channels;
-        const float* image = op.input + pixel / (out_width * out_height) * image_size + channel;
-        for (int64_t i = 0; i < rows; ++i) {
+        const float* image = op.input + first / (columns * rows) * image_size + channel;
+        for (int64_t i = 0; i < count; ++i) {
             const float** to = pointers + i;
-            for (int ky = 0; ky < op.kernel_h; ++ky) {
-                const int64_t row = row_offsets[y * op.kernel_h + ky];
-                for (int kx = 0; kx < op.kernel_w; ++kx, to += rows) {
-                    const int64_t column = column_offsets[x * op.kernel_w + kx];
+            for (int64_t ky = 0; ky < kernel_h; ++ky) {
+                const int64_t row = row_offsets[y * kernel_h + ky];
+                for (int64_t kx = 0; kx < kernel_w; ++kx, to += count) {
+                    const int64_t column = column_offsets[x * kernel_w + kx];
                     *to = row == kOutside || column == kOutside ? zeros : image + row + column;
                 }
             }
-            if (++x == out_width) {
+            if (++x == columns) {
                 x = 0;
-                if (++y == out_height) {
+                if (++y == rows) {
                     y = 0;
                     image += image_size;
                 }
@@ -106,30 +110,21 @@ struct WindowPixels {
     }
 };
 
-struct WindowScratch {
+struct DirectScratch {
     ProductScratch product;
-    WindowPixels& pixels;
+    Windows& windows;
 
     void lay_out(Layout& layout) {
         product.lay_out(layout);
-        pixels.lay_out(layout);
+        windows.lay_out(layout);
     }
 };
 
-void conv2d_kernel(const Conv2d& op, Team& team) {
-    const int64_t scale = op.upsample2x ? 2 : 1;
-    const int64_t out_height = (scale * op.height + op.pad_top + op.pad_bottom - op.kernel_h) / op.stride + 1;
-    const int64_t out_width = (scale * op.width + op.pad_left + op.pad_right - op.kernel_w) / op.stride + 1;
-    const int64_t pixels_per_batch = out_height * out_width;
-    const Product product{op.weight,         op.epilogue,    op.output,
-                          op.batch * pixels_per_batch, pixels_per_batch, op.in_channels,
-                          int64_t{op.kernel_h} * op.kernel_w};
-    const bool pointwise = product.taps == 1 && op.stride == 1 && !op.upsample2x && pixels_per_batch == op.height * op.width;
-    if (pointwise) return run_matrix_product(product, op.input, team);
-    WindowPixels pixels{op, out_height, out_width, nullptr, nullptr, nullptr};
+void run_direct(const Conv2d& op, const Product& product, int64_t out_height, int64_t out_width, Team& team) {
+    Windows windows{op, op.kernel_h, op.kernel_w, op.stride, out_height, out_width};
     const ProductPlan plan(product, team.size());
-    WindowScratch scratch{{product, plan, nullptr, nullptr, nullptr, nullptr}, pixels};
+    DirectScratch scratch{{product, plan, nullptr, nullptr, nullptr, nullptr}, windows};
     allocate(scratch);
-    pixels.prepare();
-    run_product(product, pixels, plan, scratch.product, team);
+    windows.prepare();
+    run_product(product, windows, plan, scratch.product, team);
 }

@@ -14,8 +14,7 @@ struct FloatRows {
     int64_t row_bytes;
 
     SDE_INLINE Vec operator()(int64_t r, int64_t k, int64_t n) const {
-        const char* p = data + r * row_bytes + k * 4;
-        return n == kLanes ? load(p) : load_part(p, n);
+        return read_lanes(data + r * row_bytes + k * 4, n);
     }
 };
 

@@ -25,6 +25,7 @@ namespace {
 #include "kernels/simd/tile.inl"
 #include "kernels/simd/product.inl"
 #include "kernels/simd/conv.inl"
+#include "kernels/simd/winograd.inl"
 #include "kernels/simd/attention.inl"
 #include "kernels/simd/norm.inl"
 

@@ -49,20 +49,6 @@ struct GroupNormScratch {
     }
 };
 
-SDE_INLINE Vec read_lanes(const float* p, int64_t n) { return n == kLanes ? load(p) : load_part(p, n); }
-SDE_INLINE void write_lanes(float* p, Vec v, int64_t n) {
-    if (n == kLanes)
-        store(p, v);
-    else
-        store_part(p, v, n);
-}
-
-// Calls use(first, lanes) for each vector of `count` values.
-template <class Use>
-SDE_INLINE void for_vectors(int64_t count, const Use& use) {
-    for (int64_t c = 0; c < count; c += kLanes) use(c, min_of<int64_t>(kLanes, count - c));
-}
-
 double sum_of(const float* values, int64_t count) {
     double sum = 0;
     for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(values[i]);

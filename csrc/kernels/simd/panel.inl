@@ -45,8 +45,17 @@ void pack_columns(const Rows& rows, int64_t valid, PanelOrder order, int64_t wid
     }
 }
 
+// Floats for one dequantized row part, and for all that pack_weight needs.
+int64_t row_part_size(const Weight& weight, int64_t count) {
+    return round_up(count + 2 * ggml_blck_size(weight.type), kLanes);
+}
+int64_t row_buffer_size(const Weight& weight, int64_t count) {
+    const bool read_directly = weight.type == GGML_TYPE_F32 || weight.type == GGML_TYPE_F16 || weight.type == GGML_TYPE_BF16;
+    return read_directly ? 0 : kLanes * row_part_size(weight, count);
+}
+
 // The rows [row, row + valid) of a weight, elements [begin, begin + taps * channels) of each, as a panel of `width`
-// columns. `row_buffer` holds kLanes dequantized row parts (see dequantize).
+// columns. `row_buffer` has row_buffer_size() floats.
 void pack_weight(const Weight& weight, int64_t row, int64_t valid, int64_t begin, PanelOrder order, int64_t width,
                  float* row_buffer, float* panel) {
     const int64_t count = order.taps * order.channels;
@@ -62,13 +71,10 @@ void pack_weight(const Weight& weight, int64_t row, int64_t valid, int64_t begin
         } else if (weight.type == GGML_TYPE_BF16) {
             pack_columns(Bf16Rows{{data + offset * 2, weight.row_elements * 2}}, rows, order, width, panel + column);
         } else {
-            const int64_t row_capacity = round_up(count + 2 * ggml_blck_size(weight.type), kLanes);
             const float* part[kLanes];
             for (int64_t r = 0; r < rows; ++r)
-                part[r] = dequantize(weight, first + r, begin, count, row_buffer + r * row_capacity);
-            const auto read = [&](int64_t r, int64_t k, int64_t n) {
-                return n == kLanes ? load(part[r] + k) : load_part(part[r] + k, n);
-            };
+                part[r] = dequantize(weight, first + r, begin, count, row_buffer + r * row_part_size(weight, count));
+            const auto read = [&](int64_t r, int64_t k, int64_t n) { return read_lanes(part[r] + k, n); };
             pack_columns(read, rows, order, width, panel + column);
         }
     }

@@ -15,6 +15,9 @@ struct Product {
     int64_t channels, taps;
 
     int64_t out_channels() const { return weight.rows; }
+    int64_t panel_width(int64_t panel) const {
+        return min_of<int64_t>(kPanelWidth, round_up(out_channels() - panel * kPanelWidth, kLanes));
+    }
 };
 
 // Elements of a weight row in one slice (error and cache: a panel of 576 x 32 floats is 72 KB), bytes of all panels
@@ -59,9 +62,7 @@ struct ProductScratch {
     void lay_out(Layout& layout) {
         const int64_t elements = plan.slice * product.taps;
         panels = layout.take<float>(plan.panels_in_group() * elements * kPanelWidth);
-        const bool direct = product.weight.type == GGML_TYPE_F32 || product.weight.type == GGML_TYPE_F16 ||
-                            product.weight.type == GGML_TYPE_BF16;
-        row_buffer = layout.take<float>(direct ? 0 : kLanes * (elements + 2 * ggml_blck_size(product.weight.type) + kLanes));
+        row_buffer = layout.take<float>(row_buffer_size(product.weight, elements));
         tile = layout.take<float>(kTileRows * kPanelWidth);
         pointers = layout.take<const float*>(kTileRows * product.taps);
     }
@@ -70,19 +71,15 @@ struct ProductScratch {
 // One vector of a finished slice: n <= kLanes out channels from `channel` on, at element `at` of the output.
 SDE_INLINE void finish_vector(const Product& p, Vec value, int64_t at, int64_t channel, int64_t batch, int64_t n,
                               bool first, bool last) {
-    const auto read = [n](const float* from) { return n == kLanes ? load(from) : load_part(from, n); };
-    if (!first) value += read(p.output + at);
+    if (!first) value += read_lanes(p.output + at, n);
     if (last) {
         const Epilogue& e = p.epilogue;
-        if (e.bias) value += read(e.bias + channel);
-        if (e.batch_bias) value += read(e.batch_bias + batch * p.out_channels() + channel);
+        if (e.bias) value += read_lanes(e.bias + channel, n);
+        if (e.batch_bias) value += read_lanes(e.batch_bias + batch * p.out_channels() + channel, n);
         value = activate(value, e.activation);
-        if (e.residual) value += read(e.residual + at);
+        if (e.residual) value += read_lanes(e.residual + at, n);
     }
-    if (n == kLanes)
-        store(p.output + at, value);
-    else
-        store_part(p.output + at, value, n);
+    write_lanes(p.output + at, value, n);
 }
 
 // Adds a computed tile to the output.
@@ -92,9 +89,9 @@ void finish_tile(const Product& p, const float* tile, int64_t width, int64_t pix
     for (int64_t i = 0; i < rows; ++i) {
         const int64_t at = (pixel + i) * p.out_channels() + channel;
         const int64_t batch = (pixel + i) / p.pixels_per_batch;
-        for (int64_t c = 0; c < channels; c += kLanes)
-            finish_vector(p, load(tile + i * width + c), at + c, channel + c, batch, min_of<int64_t>(kLanes, channels - c),
-                          first, last);
+        for_vectors(channels, [&](int64_t c, int64_t n) {
+            finish_vector(p, load(tile + i * width + c), at + c, channel + c, batch, n, first, last);
+        });
     }
 }
 
@@ -110,23 +107,20 @@ void run_product(const Product& p, Source& source, const ProductPlan& plan, Prod
         const int64_t end = part_begin(p.pixels, plan.parts, part + 1);
         const int64_t tiles = ceil_div(end - begin, kTileRows);
         const int64_t panel_floats = plan.slice * p.taps * kPanelWidth;
-        const auto width_of = [&](int64_t panel) {
-            return min_of<int64_t>(kPanelWidth, round_up(p.out_channels() - panel * kPanelWidth, kLanes));
-        };
         for (int64_t channel = 0; channel < p.channels; channel += plan.slice) {
             const PanelOrder order{p.taps, min_of(plan.slice, p.channels - channel)};
             for (int64_t panel = first_panel; panel < last_panel; ++panel)
                 pack_weight(p.weight, panel * kPanelWidth, min_of<int64_t>(kPanelWidth, p.out_channels() - panel * kPanelWidth),
-                            channel * p.taps, order, width_of(panel), scratch.row_buffer,
+                            channel * p.taps, order, p.panel_width(panel), scratch.row_buffer,
                             scratch.panels + (panel - first_panel) * panel_floats);
             for (int64_t t = 0; t < tiles; ++t) {
                 const int64_t pixel = begin + part_begin(end - begin, tiles, t);
                 const int64_t rows = begin + part_begin(end - begin, tiles, t + 1) - pixel;
                 source.point(pixel, rows, channel, order.channels, scratch.pointers);
                 for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-                    const int64_t width = width_of(panel);
+                    const int64_t width = p.panel_width(panel);
                     tile_product_for(rows, width)(scratch.pointers, p.taps, order.channels,
-                                                  scratch.panels + (panel - first_panel) * panel_floats, scratch.tile, width);
+                                                  scratch.panels + (panel - first_panel) * panel_floats, scratch.tile, width, false);
                     finish_tile(p, scratch.tile, width, pixel, rows, panel * kPanelWidth, channel == 0,
                                 channel + order.channels == p.channels);
                 }

@@ -39,6 +39,21 @@ SDE_INLINE void store_part(void* p, Vec v, int64_t n) {
     __builtin_memcpy(p, &v, static_cast<size_t>(n) * 4);
 }
 
+// A vector of which the first n lanes lie in memory.
+SDE_INLINE Vec read_lanes(const void* p, int64_t n) { return n == kLanes ? load(p) : load_part(p, n); }
+SDE_INLINE void write_lanes(void* p, Vec v, int64_t n) {
+    if (n == kLanes)
+        store(p, v);
+    else
+        store_part(p, v, n);
+}
+
+// Calls use(first, lanes) for each vector of `count` values.
+template <class Use>
+SDE_INLINE void for_vectors(int64_t count, const Use& use) {
+    for (int64_t c = 0; c < count; c += kLanes) use(c, min_of<int64_t>(kLanes, count - c));
+}
+
 SDE_INLINE IntVec bits_of(Vec v) { return reinterpret_cast<IntVec>(v); }
 SDE_INLINE Vec from_bits(IntVec v) { return reinterpret_cast<Vec>(v); }
 

@@ -99,7 +99,7 @@ SD1 = Family(
         Variant(
             "Stable Diffusion 1.x, latent consistency",
             Shape({"time_cond_proj_dim": (256, 512)}),
-            defaults={"steps": 4, "guidance": 8.0, "sampler": "lcm", "schedule": "lcm"},
+            defaults={"steps": 4, "guidance": 8.0, "sampler": "lcm", "schedule": "trailing"},
         ),
         Variant(
             "Stable Diffusion 1.x tiny (pruned)",

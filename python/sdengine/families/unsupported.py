@@ -161,6 +161,13 @@ DENOISERS: tuple[Signature, ...] = (
     ),
     Signature("LTX-Video", ("adaln_single.emb.timestep_embedder.linear_1.bias",)),
     Signature(
+        "LTX-Video",
+        (
+            "time_embed.emb.timestep_embedder.linear_1.bias",
+            "transformer_blocks.0.scale_shift_table",
+        ),
+    ),
+    Signature(
         "Lumina-Image 2.0",
         ("cap_embedder.1.weight", "noise_refiner.0.attention.k_norm.weight"),
         sizes=(("cap_embedder.1.weight", 0, 2304),),
@@ -181,7 +188,7 @@ DENOISERS: tuple[Signature, ...] = (
     Signature("Qwen-Image", ("txt_norm.weight", "transformer_blocks.0.img_mod.1.weight")),
     Signature("Wan video", ("blocks.0.self_attn.norm_q.weight", "head.modulation")),
     Signature("Stable Video Diffusion", ("middle_block.0.time_stack.in_layers.0.weight",)),
-    Signature("Stable Video Diffusion", ("mid_block.temporal_transformer_blocks.*",)),
+    Signature("Stable Video Diffusion", ("mid_block.attentions.0.temporal_transformer_blocks.*",)),
     Signature("the Stable Diffusion x4 upscaler", ("label_emb.weight",)),
     Signature("unCLIP", ("class_embedding.linear_1.weight",)),
 )
@@ -194,7 +201,6 @@ class UnsupportedUnet:
 
     title: str
     shape: Shape
-    advice: str = ""
 
     def fits(self, config: Config) -> bool:
         """True if the hyper-parameters are this model's."""
@@ -231,7 +237,6 @@ UNETS: tuple[UnsupportedUnet, ...] = (
     UnsupportedUnet(
         "Stable Diffusion 2.x",
         Shape({"cross_attention_dim": (1024,), "in_channels": (4,)}),
-        "Its text encoder (OpenCLIP-H) and its prediction types are not supported.",
     ),
 )
 """UNets by hyper-parameters; asked before the families."""

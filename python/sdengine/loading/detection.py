@@ -81,7 +81,7 @@ def _as_family(index: TensorIndex, family: Family) -> Detection | None:
     config = config_of(denoiser, family)
     relative = next((u for u in UNETS if u.fits(config)), None)
     if relative is not None:
-        return _unsupported(relative.title, relative.advice, components)
+        return _unsupported(relative.title, "", components)
     if not family.shape.fits(config):
         odd = {key: config[key] for key in family.shape.allowed}
         return _unsupported(f"a UNet of no supported family ({odd})", "", components)
@@ -108,14 +108,23 @@ def config_of(located: Located, family: Family) -> dict[str, Any]:
     index, name = located.index, located.component.name
     network = NETWORKS[located.component.kind]
     shapes = Shapes({canonical: source.shape for canonical, source in located.sources.items()})
-    config = network.from_shapes(shapes, family)
     beside = index.configs.get(name) or index.configs.get("config")
-    if beside is not None:
-        try:
+    try:
+        config = network.from_shapes(shapes, family)
+        if beside is not None:
             config = network.refine(config, beside)
-        except WeightsError as error:
-            raise WeightsError(f"{index.path}: {name}: {error}") from None
-    return {**config, **stored_fields(index, f"sdengine.config.{name}", config)}
+        stored = stored_fields(index, f"sdengine.config.{name}", config)
+        for key, value in stored.items():
+            if key not in network.untold and value != config[key]:
+                raise WeightsError(
+                    f"the metadata has {key} = {value!r}, the tensors show {config[key]!r}."
+                    " The file was changed after its conversion: convert the model again"
+                )
+        config = {**config, **stored}
+        network.check(config)
+    except WeightsError as error:
+        raise WeightsError(f"{index.path}: {name}: {error}") from None
+    return config
 
 
 def stored_fields(index: TensorIndex, key: str, like: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,14 +140,12 @@ def stored_fields(index: TensorIndex, key: str, like: Mapping[str, Any]) -> dict
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise WeightsError(
-            f"{index.path}: the metadata {key} is not a JSON object; convert it again"
-        )
+        raise WeightsError(f"the metadata {key} is not a JSON object; convert it again")
     known = {name: item for name, item in value.items() if name in like}
     for name, item in known.items():
         if not _alike(item, like[name]):
             raise WeightsError(
-                f"{index.path}: the metadata {key} has {name} = {item!r}; expected a value such as"
+                f"the metadata {key} has {name} = {item!r}; expected a value such as"
                 f" {like[name]!r}. Convert the model again"
             )
     return known

@@ -16,7 +16,7 @@ from sdengine.keys.ignored import is_ignored
 from sdengine.loading.bind import Binding, bind
 from sdengine.loading.detection import Detection, config_of, detect, stored_fields
 from sdengine.loading.locate import Located, locate
-from sdengine.loading.scheduler import SchedulerSettings, from_diffusers
+from sdengine.loading.scheduler import SchedulerSettings, checked, from_diffusers
 from sdengine.loading.tokenizer_source import TokenizerSource, find_tokenizer
 
 AnyPath: TypeAlias = "str | PathLike[str]"
@@ -205,7 +205,7 @@ def _scheduler(index: TensorIndex, family: Family) -> SchedulerSettings:
         return from_diffusers(index.configs["scheduler"], family)
     stored = stored_fields(index, "sdengine.scheduler", asdict(settings))
     if stored:
-        return replace(settings, **stored)
+        return checked(replace(settings, **stored))
     # Empty tensors that mark models trained to predict the velocity (A1111, ComfyUI).
     if "v_pred" in index.tensors:
         settings = replace(settings, prediction="v_prediction")

@@ -45,9 +45,9 @@ class SchedulerSettings:
 SAMPLERS: Mapping[str, str] = {
     "DDIMScheduler": "euler",  # the same steps: DDIM without noise is Euler over sigma
     "DDPMScheduler": "euler_a",  # ancestral, as DDPM
-    "DEISMultistepScheduler": "ipndm_v",  # exponential multistep; nearest is the variable-step one
+    "DEISMultistepScheduler": "ipndm",  # both extrapolate the noise over earlier steps
     "DPMSolverMultistepScheduler": "dpm++2m",
-    "DPMSolverSDEScheduler": "dpm++sde",
+    "DPMSolverSDEScheduler": "dpm++2s_a",  # two evaluations a step, with noise
     "DPMSolverSinglestepScheduler": "dpm++2s_a",  # without its noise it is the same step
     "EulerAncestralDiscreteScheduler": "euler_a",
     "EulerDiscreteScheduler": "euler",
@@ -56,29 +56,30 @@ SAMPLERS: Mapping[str, str] = {
     "KDPM2AncestralDiscreteScheduler": "dpm2_a",
     "KDPM2DiscreteScheduler": "dpm2",
     "LCMScheduler": "lcm",
-    "LMSDiscreteScheduler": "lms",
+    "LMSDiscreteScheduler": "ipndm",  # linear multistep too, with constant coefficients
     # Pseudo linear multistep: Adams-Bashforth of order 4 on the noise, which iPNDM takes over
     # sigma.
     "PNDMScheduler": "ipndm",
-    "TCDScheduler": "tcd",
-    "UniPCMultistepScheduler": "unipc",
+    "TCDScheduler": "lcm",
+    "UniPCMultistepScheduler": "dpm++2m",  # its predictor
 }
 """diffusers scheduler class -> the sampler that does the same, or comes nearest."""
 
-SPACINGS: Mapping[str, str] = {
-    "leading": "ddim_uniform",
-    "linspace": "discrete",
-    "trailing": "sgm_uniform",
-}
-"""diffusers ``timestep_spacing`` -> the schedule that does the same, or comes nearest."""
+SPACINGS = ("leading", "linspace", "trailing")
+"""diffusers ``timestep_spacing``; the schedules of these names are equal to it."""
+
+BETA_KINDS = ("scaled_linear", "linear", "squaredcos_cap_v2")
+_MOST_STEPS = 100_000  # training timesteps; published models have 1000 or 1100
 
 _SIGMAS: Mapping[str, str] = {
     "use_karras_sigmas": "karras",
     "use_exponential_sigmas": "exponential",
-    "use_beta_sigmas": "beta",
 }
 # Where the config is silent about the spacing (the defaults of diffusers' classes).
-_LEADING = {"PNDMScheduler", "DDIMScheduler", "DDPMScheduler"}
+_LEADING = {"PNDMScheduler", "DDIMScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler"}
+# Distilled models are sampled from the last training timestep on; their own timesteps differ by 10
+# at most from this spacing.
+_FROM_THE_LAST = {"LCMScheduler", "TCDScheduler"}
 
 
 def from_diffusers(config: Mapping[str, Any], family: Family) -> SchedulerSettings:
@@ -95,40 +96,52 @@ def from_diffusers(config: Mapping[str, Any], family: Family) -> SchedulerSettin
             "scheduler_config.json lists trained_betas; only formulas are supported"
         )
     prediction = config.get("prediction_type") or settings.prediction
-    if prediction not in get_args(Prediction):
-        raise UnsupportedModelError(f"scheduler_config.json has prediction_type = {prediction!r}")
-    spacing = config.get("timestep_spacing") or ("leading" if name in _LEADING else "linspace")
+    usual = "leading" if name in _LEADING else "linspace"
+    spacing = str(config.get("timestep_spacing") or usual)
     sigmas = next((s for key, s in _SIGMAS.items() if config.get(key) is True), None)
-    sampler = SAMPLERS.get(name)
-    if sampler == "dpm++2m" and str(config.get("algorithm_type", "")).startswith("sde"):
-        sampler = "dpm++2m_sde"
-    return replace(
-        settings,
-        prediction=prediction,
-        beta_kind=_choice(config, "beta_schedule", settings.beta_kind),
-        beta_start=_number(config, "beta_start", settings.beta_start),
-        beta_end=_number(config, "beta_end", settings.beta_end),
-        train_steps=int(_number(config, "num_train_timesteps", settings.train_steps)),
-        rescale_zero_snr=config.get("rescale_betas_zero_snr") is True,
-        sampler=sampler,
-        schedule=sigmas or SPACINGS.get(spacing),
-        spacing=spacing if spacing in SPACINGS else None,
-        steps_offset=int(_number(config, "steps_offset", 0)),
-        shift=_number(config, "shift", 1.0) if "shift" in config else None,
-        source=name or "scheduler_config.json",
+    if spacing not in SPACINGS:
+        raise UnsupportedModelError(
+            f"scheduler_config.json has timestep_spacing = {spacing!r};"
+            f" supported are {', '.join(SPACINGS)}"
+        )
+    return checked(
+        replace(
+            settings,
+            prediction=prediction,
+            beta_kind=config.get("beta_schedule") or settings.beta_kind,
+            beta_start=_number(config, "beta_start", settings.beta_start),
+            beta_end=_number(config, "beta_end", settings.beta_end),
+            train_steps=int(_number(config, "num_train_timesteps", settings.train_steps)),
+            rescale_zero_snr=config.get("rescale_betas_zero_snr") is True,
+            sampler=SAMPLERS.get(name),
+            schedule=sigmas or ("trailing" if name in _FROM_THE_LAST else spacing),
+            spacing=spacing,
+            steps_offset=int(_number(config, "steps_offset", 0)),
+            shift=_number(config, "shift", 1.0) if "shift" in config else None,
+            source=name or "scheduler_config.json",
+        )
     )
 
 
-_BETA_KINDS = ("scaled_linear", "linear", "squaredcos_cap_v2")
-
-
-def _choice(config: Mapping[str, Any], key: str, otherwise: str) -> str:
-    value = config.get(key) or otherwise
-    if value not in _BETA_KINDS:
-        raise UnsupportedModelError(
-            f"scheduler_config.json has {key} = {value!r}; supported are {', '.join(_BETA_KINDS)}"
-        )
-    return str(value)
+def checked(settings: SchedulerSettings) -> SchedulerSettings:
+    """The settings themselves. Raises WeightsError for values that no model was trained with."""
+    for name, value, low, high in (
+        ("beta_start", settings.beta_start, 0.0, 1.0),
+        ("beta_end", settings.beta_end, 0.0, 1.0),
+        ("train_steps", settings.train_steps, 1, _MOST_STEPS),
+        ("steps_offset", settings.steps_offset, -1, _MOST_STEPS),
+    ):
+        if not low < value < high:
+            raise WeightsError(f"scheduler: {name} = {value!r}; expected between {low} and {high}")
+    for name, text, choices in (
+        ("prediction", settings.prediction, get_args(Prediction)),
+        ("beta_kind", settings.beta_kind, BETA_KINDS),
+    ):
+        if text not in choices:
+            raise UnsupportedModelError(
+                f"scheduler: {name} = {text!r}; supported are {', '.join(choices)}"
+            )
+    return settings
 
 
 def _number(config: Mapping[str, Any], key: str, otherwise: float) -> float:

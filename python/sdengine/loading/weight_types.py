@@ -78,7 +78,6 @@ DEFAULT_RULES: tuple[TypeRule, ...] = (
     ),
     TypeRule("vae.*", "f16", "the autoencoder's errors reach the picture without being denoised"),
     TypeRule("*_embedding.*", "f16", "embeddings are looked up, not averaged over a long sum"),
-    TypeRule("*add_embedding.*", "f16", "conditioning vectors act on every pixel"),
     TypeRule("*time_emb_proj.*", "f16", "the time embedding acts on every pixel at every step"),
     TypeRule("unet.conv_in.*", "f16", "few values, through which the whole picture passes"),
     TypeRule("unet.conv_out.*", "f16", "few values, through which the whole picture passes"),

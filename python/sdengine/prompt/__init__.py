@@ -5,8 +5,8 @@ The order in which a program uses these: :func:`extract_loras`, :func:`split_and
 """
 
 from sdengine.prompt.chunks import MAX_CHUNKS, Chunks, chunk, equalize
-from sdengine.prompt.emphasis import MAX_WEIGHT, Segment, literal, parse
-from sdengine.prompt.limits import MAX_PROMPT_CHARACTERS
+from sdengine.prompt.emphasis import Segment, literal, parse
+from sdengine.prompt.limits import MAX_PROMPT_CHARACTERS, MAX_WEIGHT
 from sdengine.prompt.scheduling import schedule
 from sdengine.prompt.tags import LoraTag, Subprompt, extract_loras, split_and
 from sdengine.prompt.weighting import (

@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from sdengine.errors import ParameterError
-from sdengine.prompt.limits import check_prompt
+from sdengine.prompt.limits import MAX_WEIGHT, check_prompt
 
 ROUND_FACTOR: Final = 1.1
 SQUARE_FACTOR: Final = 1 / 1.1
-MAX_WEIGHT: Final = 1000.0
-"""Larger weights (about 72 nested brackets) drown every other word and end in infinities."""
 
 _PIECES: Final = re.compile(
     r"""

@@ -1,4 +1,4 @@
-"""How long a prompt may be. Everything in this package takes time linear in its length."""
+"""What a prompt may hold. Everything in this package takes time linear in a prompt's length."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from sdengine.errors import ParameterError
 
 MAX_PROMPT_CHARACTERS: Final = 100_000
 """Far above what a text encoder makes use of (75 tokens, about 350 characters, a chunk)."""
+
+MAX_WEIGHT: Final = 1000.0
+"""Larger weights (72 nested brackets) drown every other word and end in infinities."""
 
 
 def check_prompt(prompt: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from sdengine.errors import ParameterError
-from sdengine.prompt.limits import check_prompt
+from sdengine.prompt.limits import MAX_WEIGHT, check_prompt
 
 _LORA: Final = re.compile(r"<(?:lora|lyco):([^<>]+)>")
 _AND: Final = re.compile(r"\bAND\b")
@@ -47,7 +47,7 @@ def extract_loras(prompt: str) -> tuple[str, list[LoraTag]]:
         The prompt without the tags, and the tags in order.
 
     Raises:
-        ParameterError: a tag has no name, or a weight that is no number.
+        ParameterError: a tag has no name, or a weight that is no number or beyond ±1000.
     """
     check_prompt(prompt)
     tags = [_lora(match[0], match[1]) for match in _LORA.finditer(prompt)]
@@ -60,6 +60,9 @@ def split_and(prompt: str) -> list[Subprompt]:
     From Liu et al. 2022, "Compositional Visual Generation with Composable Diffusion Models". A
     number behind the last colon of a side is its weight (1.0 without). A prompt without ``AND`` is
     returned whole, so that ``at 12:30`` stays text.
+
+    Raises:
+        ParameterError: a weight is beyond ±1000.
     """
     check_prompt(prompt)
     sides = _AND.split(prompt)
@@ -71,7 +74,7 @@ def split_and(prompt: str) -> list[Subprompt]:
 def _subprompt(side: str) -> Subprompt:
     text, colon, number = side.rpartition(":")
     if colon and _NUMBER.fullmatch(number.strip()):
-        return Subprompt(text.rstrip(), float(number))
+        return Subprompt(text.rstrip(), _weight(side, number))
     return Subprompt(side, 1.0)
 
 
@@ -94,8 +97,11 @@ def _lora(tag: str, content: str) -> LoraTag:
     return LoraTag(name, denoiser, text_encoder)
 
 
-def _weight(tag: str, text: str) -> float:
-    value = float(text) if _NUMBER.fullmatch(text.strip()) else math.inf
-    if not math.isfinite(value):
-        raise ParameterError(f"{tag!r}: found the weight {text!r:.40}; expected a number like 0.8")
+def _weight(where: str, text: str) -> float:
+    value = float(text) if _NUMBER.fullmatch(text.strip()) else math.nan
+    if not abs(value) <= MAX_WEIGHT:
+        raise ParameterError(
+            f"{where[:60]!r}: found the weight {text[:20]!r}; expected a number like 0.8, from "
+            f"-{MAX_WEIGHT:g} to {MAX_WEIGHT:g}"
+        )
     return value

@@ -24,7 +24,9 @@ DEFAULT_MAX_LENGTH: Final = 77
 """Positions of every published CLIP text encoder."""
 
 _WORDS: Final = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-_MIN_MAX_LENGTH = 3  # the start, one token, the end
+SHORTEST: Final = 3
+LONGEST: Final = 1 << 16
+"""Limits of ``max_length``: start, one token and end; far above any text encoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +76,8 @@ class ClipTokenizer:
         self._pad = self.eos if pad is None else pad
         if not 0 <= self._pad < len(self._ids):
             raise ParameterError(f"pad id must be 0 to {len(self._ids) - 1}, not {self._pad}")
-        if max_length < _MIN_MAX_LENGTH:
-            raise ParameterError(f"max_length must be {_MIN_MAX_LENGTH} or more, not {max_length}")
+        if not SHORTEST <= max_length <= LONGEST:
+            raise ParameterError(f"max_length must be {SHORTEST} to {LONGEST}, not {max_length}")
         self._max_length = max_length
         self._tokenizer = _pipeline(self._ids, self._merges, self._special)
 

@@ -12,6 +12,8 @@ from sdengine.tokenizers.clip import (
     BOS_TOKEN,
     DEFAULT_MAX_LENGTH,
     EOS_TOKEN,
+    LONGEST,
+    SHORTEST,
     ClipTokenizer,
     SpecialToken,
 )
@@ -22,7 +24,6 @@ JSON_FILE: Final = "tokenizer.json"
 
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 _MAX_FILE_BYTES = 64 << 20  # CLIP's largest file has 2.2 MB
-_LONGEST = 1 << 16  # transformers writes 1e30 for "no limit"
 
 
 def load_clip_tokenizer(path: str | Path, pad: int | None = None) -> ClipTokenizer:
@@ -76,7 +77,7 @@ def _build(
     known = {token.text: token for token in (*special, *roles)}
     pad_text = _role(settings["pad_token"])[0] if "pad_token" in settings else EOS_TOKEN
     length = settings.get("model_max_length", DEFAULT_MAX_LENGTH)
-    bounded = isinstance(length, int) and length <= _LONGEST
+    bounded = isinstance(length, int) and SHORTEST <= length <= LONGEST  # 1e30 is "no limit"
     for role, text in (("bos_token", BOS_TOKEN), ("eos_token", EOS_TOKEN)):
         if role in settings and _role(settings[role])[0] != text:
             raise TokenizerError(

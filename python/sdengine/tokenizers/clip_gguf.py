@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sdengine.errors import TokenizerError
+from sdengine.errors import ParameterError, TokenizerError
 from sdengine.tokenizers.clip import ClipTokenizer, SpecialToken
 
 PREFIX: Final = "sdengine.tokenizer.clip."
@@ -78,13 +78,15 @@ def _read(metadata: Mapping[str, Any], name: str) -> ClipTokenizer:
     if len(texts) != len(normalized):
         key = f"{PREFIX}{name}.special_normalized"
         raise _damaged(key, f"{len(normalized)} values", f"one per special token ({len(texts)})")
-    tokenizer = ClipTokenizer(
-        _array(metadata, f"{PREFIX}{owner}.tokens", str),
-        _array(metadata, f"{PREFIX}{owner}.merges", str),
-        special=[SpecialToken(t, n) for t, n in zip(texts, normalized, strict=True)],
-        pad=_number(metadata, f"{PREFIX}{name}.padding_token_id"),
-        max_length=_number(metadata, f"{PREFIX}{name}.max_length"),
-    )
+    tokens = _array(metadata, f"{PREFIX}{owner}.tokens", str)
+    merges = _array(metadata, f"{PREFIX}{owner}.merges", str)
+    pad = _number(metadata, f"{PREFIX}{name}.padding_token_id")
+    max_length = _number(metadata, f"{PREFIX}{name}.max_length")
+    special = [SpecialToken(t, n) for t, n in zip(texts, normalized, strict=True)]
+    try:
+        tokenizer = ClipTokenizer(tokens, merges, special=special, pad=pad, max_length=max_length)
+    except ParameterError as error:  # the file's mistake, not the caller's
+        raise TokenizerError(f"{PREFIX}{name}: {error}. {_REMEDY}") from error
     for key, derived in (("bos_token_id", tokenizer.bos), ("eos_token_id", tokenizer.eos)):
         stored = _number(metadata, f"{PREFIX}{name}.{key}")
         if stored != derived:
@@ -97,8 +99,9 @@ def _same_vocabulary(a: ClipTokenizer, b: ClipTokenizer) -> bool:
 
 
 def _array(metadata: Mapping[str, Any], key: str, kind: type) -> list[Any]:
-    value = metadata.get(key)
-    if not isinstance(value, Sequence) or not all(isinstance(item, kind) for item in value):
+    value: Any = metadata.get(key)
+    is_array = isinstance(value, Sequence) and not isinstance(value, str)
+    if not is_array or not all(isinstance(item, kind) for item in value):
         raise _damaged(key, _found(value), f"an array of {kind.__name__}")
     return list(value)
 

@@ -20,12 +20,23 @@ class Network:
     """Hyper-parameters from the shapes of parameters under canonical names."""
     refine: Callable[[dict[str, Any], Json], dict[str, Any]]
     """The same with what only a config.json tells; contradictions raise WeightsError."""
+    check: Callable[[Mapping[str, Any]], None]
+    """Raises WeightsError for values that no such network can have."""
+    untold: frozenset[str]
+    """The hyper-parameters that no shape tells."""
 
 
 NETWORKS: Mapping[str, Network] = {
-    "unet": Network(unet.from_shapes, unet.refine),
-    "clip_text": Network(clip_text.from_shapes, clip_text.refine),
-    "autoencoder_kl": Network(autoencoder_kl.from_shapes, autoencoder_kl.refine),
+    "unet": Network(unet.from_shapes, unet.refine, unet.check, unet.UNTOLD),
+    "clip_text": Network(
+        clip_text.from_shapes, clip_text.refine, clip_text.check, clip_text.UNTOLD
+    ),
+    "autoencoder_kl": Network(
+        autoencoder_kl.from_shapes,
+        autoencoder_kl.refine,
+        autoencoder_kl.check,
+        autoencoder_kl.UNTOLD,
+    ),
 }
 
 __all__ = ["NETWORKS", "Network", "Shapes"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sdengine.families import Family
+from sdengine.loading.networks.checks import check_between, check_divides
 from sdengine.loading.networks.json_config import Json, check_facts, check_options, integer, number
 from sdengine.loading.networks.shapes import Shapes
 
@@ -38,6 +40,9 @@ def from_shapes(shapes: Shapes, family: Family) -> dict[str, Any]:
     }
 
 
+UNTOLD = frozenset({"norm_groups", "norm_eps", "scaling_factor", "shift_factor"})
+"""Hyper-parameters that no shape tells."""
+
 _OPTIONS: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),
     "latents_mean": (None,),
@@ -67,3 +72,11 @@ def refine(config: dict[str, Any], json: Json) -> dict[str, Any]:
         "scaling_factor": number(json, "scaling_factor", config["scaling_factor"]),
         "shift_factor": number(json, "shift_factor", config["shift_factor"]),
     }
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Raises WeightsError for values that no autoencoder can have."""
+    check_divides("norm_groups", config["norm_groups"], config["block_out_channels"])
+    check_between("norm_eps", config["norm_eps"], 0, 1)
+    check_between("scaling_factor", config["scaling_factor"], 0, 1e6)
+    check_between("shift_factor", config["shift_factor"], -1e6, 1e6)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from sdengine.errors import UnsupportedModelError
+from sdengine.errors import WeightsError
 from sdengine.families import Family
+from sdengine.loading.networks.checks import check_between, check_divides
 from sdengine.loading.networks.json_config import Json, check_facts, check_options, integer, number
 from sdengine.loading.networks.shapes import Shapes
 
@@ -44,14 +46,17 @@ def _rows(shapes: Shapes, name: str, width: int) -> int:
     return shapes.columns(name, width)
 
 
-_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
+UNTOLD = frozenset({"heads", "activation", "eps", "eos_token_id"})
+"""Hyper-parameters that no shape tells."""
+
+_ACTIVATIONS = ("quick_gelu", "gelu")
 
 
 def refine(config: dict[str, Any], json: Json) -> dict[str, Any]:
     """The config with what only config.json tells. Raises WeightsError for a contradiction."""
     text = json.get("text_config")
     json = text if isinstance(text, dict) else json  # a full CLIP model nests the text half
-    check_options(json, {"hidden_act": tuple(_ACTIVATIONS)})
+    check_options(json, {"hidden_act": _ACTIVATIONS})
     check_facts(
         json,
         {
@@ -65,10 +70,6 @@ def refine(config: dict[str, Any], json: Json) -> dict[str, Any]:
     eos = integer(json, "eos_token_id", config["eos_token_id"])
     if eos == _LEGACY_EOS:
         eos = config["eos_token_id"]
-    if eos >= config["vocab_size"]:
-        raise UnsupportedModelError(
-            f"config.json has eos_token_id = {eos}, the vocabulary has {config['vocab_size']} words"
-        )
     return {
         **config,
         "heads": integer(json, "num_attention_heads", config["heads"]),
@@ -76,3 +77,13 @@ def refine(config: dict[str, Any], json: Json) -> dict[str, Any]:
         "eps": number(json, "layer_norm_eps", config["eps"]),
         "eos_token_id": eos,
     }
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Raises WeightsError for values that no encoder can have."""
+    check_divides("heads", config["heads"], [config["hidden_size"]])
+    check_between("eps", config["eps"], 0, 1)
+    check_between("eos_token_id", config["eos_token_id"], -1, config["vocab_size"])
+    if config["activation"] not in _ACTIVATIONS:
+        choices = " or ".join(_ACTIVATIONS)
+        raise WeightsError(f"activation = {config['activation']!r}; expected {choices}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sdengine.errors import WeightsError
 from sdengine.families import Family
+from sdengine.loading.networks.checks import check_between, check_divides
 from sdengine.loading.networks.json_config import Json, check_facts, check_options, integer, number
 from sdengine.loading.networks.shapes import Shapes
 
@@ -100,6 +102,9 @@ def _input_width(shapes: Shapes, linear: str) -> int:
     return shapes.columns(f"{linear}.weight", shapes.length(f"{linear}.bias"))
 
 
+UNTOLD = frozenset({"attention_heads", "norm_groups", "norm_eps", "addition_time_embed_dim"})
+"""Hyper-parameters that no shape tells."""
+
 _OPTIONS: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),
     "attention_type": ("default",),
@@ -149,6 +154,15 @@ def refine(config: dict[str, Any], json: Json) -> dict[str, Any]:
         "norm_eps": number(json, "norm_eps", config["norm_eps"]),
         "addition_time_embed_dim": integer(json, "addition_time_embed_dim", 0),
     }
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Raises WeightsError for values that no UNet can have."""
+    widths = config["block_out_channels"]
+    for heads, width in zip(config["attention_heads"], widths, strict=True):
+        check_divides("attention_heads", heads, [width])
+    check_divides("norm_groups", config["norm_groups"], widths)
+    check_between("norm_eps", config["norm_eps"], 0, 1)
 
 
 def _attention_heads(json: Json, config: dict[str, Any]) -> list[int]:

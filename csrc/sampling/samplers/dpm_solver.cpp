@@ -1,0 +1,92 @@
+// DPM-Solver and DPM-Solver++ (Lu et al. 2022, arXiv 2206.00927 and 2211.01095), in t = -log sigma, where h is a step.
+#include <cmath>
+
+#include "sampling/samplers/samplers.h"
+
+namespace sde::sampling {
+namespace {
+
+// DPM-Solver-2: the slope half way. The ancestral kind steps to `down` and adds noise.
+class Dpm2 : public Sampler {
+  public:
+    using Sampler::Sampler;
+
+  protected:
+    virtual float default_eta() const { return 0.0f; }
+
+    void advance(const Denoiser& denoiser, float sigma, float next) override {
+        const auto [down, up] = ancestral_step(sigma, next, eta(default_eta()));
+        Values ahead(x_.size());
+        const float mid = down > 0.0f ? std::sqrt(sigma * down) : down;
+        for (size_t i = 0; i < x_.size(); ++i) ahead[i] = x_[i] + (x_[i] - denoised_[i]) / sigma * (mid - sigma);
+        if (down > 0.0f) {
+            Values denoised(x_.size());
+            evaluate(denoiser, ahead, mid, denoised);
+            for (size_t i = 0; i < x_.size(); ++i) ahead[i] = x_[i] + (ahead[i] - denoised[i]) / mid * (down - sigma);
+        }
+        x_.swap(ahead);
+        if (up > 0.0f) add_noise(up);
+    }
+};
+
+class Dpm2Ancestral : public Dpm2 {
+  public:
+    using Dpm2::Dpm2;
+
+  protected:
+    float default_eta() const override { return 1.0f; }
+};
+
+// Second order, multistep: the estimate is extrapolated from this and the last step.
+class Dpmpp2m : public Sampler {
+  public:
+    using Sampler::Sampler;
+
+  protected:
+    void advance(const Denoiser&, float sigma, float next) override {
+        const float h = std::log(sigma / next), ratio = next / sigma, weight = -std::expm1(-h);
+        // The first step has no past, and the last one goes to the estimate itself.
+        float extrapolated = 0.0f;
+        if (!last_.empty() && next > 0.0f) extrapolated = h / (2.0f * std::log(sigmas_[index_ - 1] / sigma));
+        for (size_t i = 0; i < x_.size(); ++i) {
+            float estimate = denoised_[i];
+            if (extrapolated != 0.0f) estimate += extrapolated * (denoised_[i] - last_[i]);
+            x_[i] = ratio * x_[i] + weight * estimate;
+        }
+        last_ = denoised_;
+    }
+    std::vector<Values*> history() override { return {&last_}; }
+
+  private:
+    Values last_;
+};
+
+// Second order, single step, with ancestral noise.
+class Dpmpp2sAncestral : public Sampler {
+  public:
+    using Sampler::Sampler;
+
+  protected:
+    void advance(const Denoiser& denoiser, float sigma, float next) override {
+        const auto [down, up] = ancestral_step(sigma, next, eta(1.0f));
+        Values estimate = denoised_;
+        if (down > 0.0f) {
+            const float h = std::log(sigma / down), mid = std::sqrt(sigma * down);
+            Values half(x_.size());
+            for (size_t i = 0; i < x_.size(); ++i)
+                half[i] = mid / sigma * x_[i] - std::expm1(-h / 2) * denoised_[i];
+            evaluate(denoiser, half, mid, estimate);
+        }
+        const float ratio = down / sigma;
+        for (size_t i = 0; i < x_.size(); ++i) x_[i] = ratio * x_[i] + (1.0f - ratio) * estimate[i];
+        if (up > 0.0f) add_noise(up);
+    }
+};
+
+}  // namespace
+
+std::vector<NamedSampler> dpm_solver_kin() {
+    return {named<Dpm2>("dpm2"), named<Dpm2Ancestral>("dpm2_a"), named<Dpmpp2m>("dpm++2m"), named<Dpmpp2sAncestral>("dpm++2s_a")};
+}
+
+}  // namespace sde::sampling

@@ -1,0 +1,34 @@
+"""Random numbers that equal those of the reference implementations, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from .errors import ParameterError
+
+KINDS = ("torch-cpu",)
+
+
+def normal(shape: Sequence[int], seed: int, kind: str = "torch-cpu") -> NDArray[np.float32]:
+    """Normal noise of mean 0 and standard deviation 1.
+
+    Args:
+        shape: sizes, each 0 or more.
+        seed: 0 to 2**64 - 1.
+        kind: ``"torch-cpu"`` equals ``torch.randn(shape, generator=torch.Generator().manual_seed(seed))`` on x86-64.
+
+    Returns:
+        float32, C order.
+
+    Raises:
+        ParameterError: an argument is out of range.
+    """
+    if kind not in KINDS:
+        raise ParameterError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    if not 0 <= seed < 2**64:
+        raise ParameterError(f"seed must be 0 to 2**64 - 1, not {seed}")
+    return _core.normal(list(shape), seed)
