@@ -20,8 +20,9 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PROMPT = "a photograph of a lighthouse on a cliff at dusk, storm clouds, long exposure"
-LATENT_CHANNELS, CONTEXT_WIDTH, TOKENS, FACTOR = 4, 768, 77, 8
-"""Stable Diffusion 1.5: channels, context ``[N, 77, 768]``, pixels per latent."""
+LATENT_CHANNELS, FACTOR = 4, 8
+"""Stable Diffusion 1.5: channels of a latent, pixels per latent along a side."""
+TIMESTEP = 500.0
 
 
 class Laps:
@@ -90,19 +91,26 @@ def bind_to_cores(threads: int) -> list[int]:
     return cores
 
 
-def child(script: str, arguments: Sequence[str], threads: int, timeout: float = 3600) -> Any:
+def child(
+    script: str, arguments: Sequence[str], threads: int, variables: Mapping[str, str] | None = None
+) -> Any:
     """Run ``bench/<script>`` in a process of its own and return the JSON it prints last.
+
+    Args:
+        script: a file of this folder.
+        arguments: its command line.
+        threads: for libraries that take the number of threads from the environment.
+        variables: further environment variables.
 
     Raises:
         RuntimeError: the child failed; the message holds the end of what it said.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", **(variables or {})}
     done = subprocess.run(
         [sys.executable, str(HERE / script), *arguments],
         env=environment,
         capture_output=True,
         text=True,
-        timeout=timeout,
         check=False,
     )
     lines = done.stdout.strip().splitlines()

@@ -303,6 +303,13 @@ def test_convert_defaults_and_missing_tokenizer(run: Run, library: Library) -> N
     assert "--tokenizer" in result.stderr
 
 
+def test_convert_does_not_replace_a_file_unasked(run: Run, library: Library) -> None:
+    Path("out.gguf").write_text("old")
+    result = run("convert", "in", "out.gguf")
+    assert (result.exit_code, library.calls) == (2, [])
+    assert "--force" in result.stderr
+
+
 def test_devices(run: Run) -> None:
     assert run("devices").stdout.splitlines() == [
         "cpu  A Fast Chip, 8 threads, 64.00 GB",

@@ -40,18 +40,28 @@ def open_device(name: str, threads: int = 0) -> _core.Device:
 
     Args:
         name: a name from :func:`devices`, or ``"auto"``.
-        threads: CPU threads; 0 takes one per physical core.
+        threads: CPU threads; 0 takes the environment variable ``SDENGINE_THREADS``, or else one per
+            physical core.
 
     Raises:
         DeviceError: there is no such device.
         ParameterError: ``threads`` is negative or more than 512.
     """
+    if threads == 0:
+        threads = _threads_from_environment()
     if not 0 <= threads <= 512:
         raise ParameterError(f"threads must be 0 (automatic) to 512, not {threads}")
     names = [device.name for device in devices()]
     if name not in ("auto", *names):
         raise DeviceError(f"there is no device {name!r}; this build knows auto, {', '.join(names)}")
     return _core.Device.cpu(threads)
+
+
+def _threads_from_environment() -> int:
+    text = os.environ.get("SDENGINE_THREADS", "0")
+    if not text.isdecimal():
+        raise ParameterError(f"SDENGINE_THREADS must be a whole number, not {text!r}")
+    return int(text)
 
 
 def peak_memory() -> int:

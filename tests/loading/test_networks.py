@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sdengine import _core
-from sdengine.errors import WeightsError
+from sdengine.errors import SDEngineError, WeightsError
 from sdengine.families import SD1
+from sdengine.loading import detect
 from sdengine.loading.networks import NETWORKS, Shapes
 
 from tests import inventories
@@ -162,3 +167,72 @@ def test_tensors_that_tell_nothing(name: str, shape: tuple[int, ...] | None) -> 
 def test_no_levels() -> None:
     with pytest.raises(WeightsError, match="no down_blocks"):
         NETWORKS["unet"].from_shapes(Shapes({"conv_in.weight": (320, 4, 3, 3)}), SD1)
+
+
+# Any JSON value under any key that is read: a config that passes the checks, or a typed error.
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+    ),
+    max_leaves=6,
+)
+WHOLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "unet": (SD15, {**inventories.SD15_UNET, "norm_num_groups": 32, "norm_eps": 1e-5}),
+    "autoencoder_kl": (
+        SD15_VAE,
+        {**inventories.SD15_VAE, "shift_factor": 0.0, "norm_num_groups": 32},
+    ),
+    "clip_text": (CLIP_L, {**inventories.CLIP_L, "layer_norm_eps": 1e-5, "text_config": None}),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_json_is_taken_or_refused(kind: str, data: st.DataObject) -> None:
+    config, said = WHOLE[kind]
+    changed = data.draw(st.dictionaries(st.sampled_from(sorted(said)), JSON_VALUES, max_size=3))
+    try:
+        found = NETWORKS[kind].refine(config, {**_listed(said), **changed})
+        NETWORKS[kind].check(found)
+    except SDEngineError:
+        return
+    assert found.keys() == config.keys()
+    _core.parameters(kind, found)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from(sorted(SD15)), JSON_VALUES, max_size=3))
+def test_any_stored_config_is_taken_or_refused(changed: dict[str, Any]) -> None:
+    index = inventories.index_of(inventories.sd15_unet())
+    metadata = {"sdengine.config.unet": json.dumps({**SD15, **changed})}
+    stored = dataclasses.replace(index, metadata=metadata)
+    try:
+        found = detect(stored)
+    except SDEngineError:
+        return
+    _core.parameters("unet", found.configs["unet"])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", "5", '{"attention_heads": [[[[]]]]}', "[" * 100_000]
+)
+def test_stored_configs_that_are_no_configs(text: str) -> None:
+    index = inventories.index_of(inventories.sd15_unet())
+    with pytest.raises(WeightsError, match="Convert the model again"):
+        detect(dataclasses.replace(index, metadata={"sdengine.config.unet": text}))
+
+
+def test_a_stored_config_must_agree_with_the_tensors() -> None:
+    index = inventories.index_of(inventories.sd15_unet())
+    metadata = {"sdengine.config.unet": json.dumps({**SD15, "cross_attention_dim": 1024})}
+    with pytest.raises(WeightsError, match=r"cross_attention_dim = 1024, the tensors show 768"):
+        detect(dataclasses.replace(index, metadata=metadata))
+
+
+def test_a_stored_config_tells_what_shapes_do_not() -> None:
+    index = inventories.index_of(inventories.sd15_unet())
+    metadata = {"sdengine.config.unet": json.dumps({"attention_heads": [5, 10, 20, 20], "new": 1})}
+    found = detect(dataclasses.replace(index, metadata=metadata))
+    assert found.configs["unet"] == {**SD15, "attention_heads": [5, 10, 20, 20]}

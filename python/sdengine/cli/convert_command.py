@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -33,6 +34,8 @@ def convert(src: str, dst: str, rules: tuple[str, ...], force: bool, **options: 
 
     for rule in rules:
         pair(rule, "--rule")
+    if Path(dst).exists() and not force:
+        raise click.UsageError(f"{dst} exists; choose another name, or replace it with --force")
     with progress("converting") as report:
         conversion = sdengine.convert(
             src,

@@ -140,7 +140,7 @@ def stored_fields(index: TensorIndex, key: str, like: Mapping[str, Any]) -> dict
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise WeightsError(f"the metadata {key} is not a JSON object; convert it again")
+        raise WeightsError(f"the metadata {key} is not a JSON object. Convert the model again")
     known = {name: item for name, item in value.items() if name in like}
     for name, item in known.items():
         if not _alike(item, like[name]):

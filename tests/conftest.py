@@ -1,0 +1,9 @@
+"""Settings for every test."""
+
+from __future__ import annotations
+
+import os
+
+# The networks of tests are so small that more threads only wait for each other; tests of threads name a number.
+os.environ.setdefault("SDENGINE_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
