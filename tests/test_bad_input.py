@@ -225,7 +225,7 @@ def test_cancel_from_another_thread(pipe: sdengine.Pipeline) -> None:
     timer = threading.Timer(0.3, pipe.cancel)
     timer.start()
     with pytest.raises(sdengine.Cancelled):
-        pipe.generate("a circle", width=256, height=256, steps=1000)
+        pipe.generate("a circle", width=256, height=256, steps=900)
     timer.join()
     assert pipe.generate("a circle", width=64, height=64, steps=1).images
 

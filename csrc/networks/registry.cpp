@@ -1,24 +1,12 @@
-#include <algorithm>
-
 #include "base/error.h"
 #include "networks/autoencoders/kl.h"
 #include "networks/denoisers/unet.h"
 #include "networks/network.h"
 #include "networks/text/clip.h"
+#include "nn/declaration.h"
 
 namespace sde::networks {
 namespace {
-
-// Answers every request and remembers it: turns a network's constructor into a list of its parameters.
-class Declaration : public ParameterSource {
-  public:
-    ggml_tensor* parameter(const std::string& name, const Shape& shape, Use) override {
-        names.emplace_back(name, shape);
-        return nullptr;
-    }
-    bool has(const std::string&) const override { return true; }
-    std::vector<std::pair<std::string, Shape>> names;
-};
 
 template <class T>
 std::unique_ptr<Network> make(const nn::Scope& scope, const Config& config) {
@@ -43,9 +31,9 @@ std::unique_ptr<Network> make_network(const std::string& kind, const nn::Scope& 
 }
 
 std::vector<std::pair<std::string, Shape>> list_parameters(const std::string& kind, const Config& config) {
-    Declaration declaration;
+    nn::Declaration declaration;
     make_network(kind, nn::Scope(declaration, ""), config);
-    return declaration.names;
+    return declaration.names();
 }
 
 const Shape& required(const InputShapes& shapes, const std::string& name, int rank) {

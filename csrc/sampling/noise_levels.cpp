@@ -11,26 +11,36 @@ namespace {
 
 constexpr int kMaxTimesteps = 100000;
 
-std::vector<float> make_betas(const std::string& kind, double start, double end, int count) {
-    std::vector<float> betas(static_cast<size_t>(count));
+// Evenly spaced float32 values, rounded as torch.linspace rounds them: from the near end, product and sum fused.
+std::vector<float> linspace(float start, float end, int count) {
+    const float step = count > 1 ? (end - start) / static_cast<float>(count - 1) : 0.0f;
+    std::vector<float> values;
+    for (int i = 0; i < count; ++i)
+        values.push_back(i < count / 2 || count == 1 ? std::fma(step, static_cast<float>(i), start)
+                                                     : std::fma(-step, static_cast<float>(count - 1 - i), end));
+    return values;
+}
+
+std::vector<float> cosine_betas(int count) {
+    const auto kept = [&](double t) {
+        const double c = std::cos((t + 0.008) / 1.008 * std::numbers::pi / 2);
+        return c * c;
+    };
+    std::vector<float> betas;
     for (int i = 0; i < count; ++i) {
-        const double along = count > 1 ? static_cast<double>(i) / (count - 1) : 0.0;
-        if (kind == "linear") {
-            betas[i] = static_cast<float>(start + along * (end - start));
-        } else if (kind == "scaled_linear") {
-            const double root = std::sqrt(start) + along * (std::sqrt(end) - std::sqrt(start));
-            betas[i] = static_cast<float>(root * root);
-        } else if (kind == "squaredcos_cap_v2") {
-            const auto kept = [&](double t) {
-                const double c = std::cos((t / count + 0.008) / 1.008 * std::numbers::pi / 2);
-                return c * c;
-            };
-            betas[i] = static_cast<float>(std::min(1.0 - kept(i + 1) / kept(i), 0.999));
-        } else {
-            throw Error(ErrorKind::Parameter,
-                        "betas are scaled_linear, linear or squaredcos_cap_v2, not '" + kind + "'");
-        }
+        const double beta = 1.0 - kept(static_cast<double>(i + 1) / count) / kept(static_cast<double>(i) / count);
+        betas.push_back(static_cast<float>(std::min(beta, 0.999)));
     }
+    return betas;
+}
+
+std::vector<float> make_betas(const std::string& kind, double start, double end, int count) {
+    if (kind == "squaredcos_cap_v2") return cosine_betas(count);
+    if (kind == "linear") return linspace(static_cast<float>(start), static_cast<float>(end), count);
+    if (kind != "scaled_linear")
+        throw Error(ErrorKind::Parameter, "betas are scaled_linear, linear or squaredcos_cap_v2, not '" + kind + "'");
+    std::vector<float> betas = linspace(static_cast<float>(std::sqrt(start)), static_cast<float>(std::sqrt(end)), count);
+    for (float& root : betas) root *= root;
     return betas;
 }
 
