@@ -1,0 +1,94 @@
+"""One measurement of diffusers with torch on the CPU; a child of ``compare.py``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import measuring
+import shapes
+
+UNET_CONFIG = {
+    "_class_name": "UNet2DConditionModel",
+    "block_out_channels": list(shapes.FULL.unet_channels),
+    "cross_attention_dim": shapes.FULL.text_width,
+    "layers_per_block": shapes.FULL.unet_blocks,
+}
+VAE_CONFIG = {
+    "_class_name": "AutoencoderKL",
+    "block_out_channels": list(shapes.FULL.vae_channels),
+    "down_block_types": ["DownEncoderBlock2D"] * len(shapes.FULL.vae_channels),
+    "up_block_types": ["UpDecoderBlock2D"] * len(shapes.FULL.vae_channels),
+    "latent_channels": shapes.FULL.latent_channels,
+    "layers_per_block": shapes.FULL.vae_blocks,
+}
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Load, evaluate and decode once in this process, from the checkpoint that the engine reads."""
+    import diffusers
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    torch.set_grad_enabled(False)
+    dtype = getattr(torch, arguments.dtype)
+
+    def load(kind: type, config: dict[str, Any]) -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+            network = kind.from_single_file(arguments.model, config=folder, torch_dtype=dtype)
+        layout = torch.channels_last if arguments.channels_last else torch.contiguous_format
+        return network.eval().to(memory_format=layout)
+
+    started = time.perf_counter()
+    unet = load(diffusers.UNet2DConditionModel, UNET_CONFIG)
+    vae = load(diffusers.AutoencoderKL, VAE_CONFIG)
+    report: dict[str, Any] = {"load": round(time.perf_counter() - started, 3)}
+
+    side = arguments.size // measuring.FACTOR
+    latents = torch.randn(1, measuring.LATENT_CHANNELS, side, side, dtype=dtype)
+    if arguments.channels_last:
+        latents = latents.to(memory_format=torch.channels_last)
+    context = torch.randn(1, shapes.FULL.positions, shapes.FULL.text_width, dtype=dtype)
+    report["unet"] = measuring.timed(
+        lambda: unet(latents, measuring.TIMESTEP, context).sample, arguments.steps - 1
+    )
+    report["unet_peak_memory"] = measuring.peak_memory()
+    if arguments.vae:
+        report["vae"] = measuring.timed(lambda: vae.decode(latents).sample, 1, warm_ups=0)["median"]
+    report["peak_memory"] = measuring.peak_memory()
+    return report
+
+
+def facts() -> dict[str, Any]:
+    """Versions, and the instruction set that torch chose."""
+    import torch
+
+    names = ("diffusers", "torch")
+    return {
+        **{name: version(name) for name in names},
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--facts", action="store_true", help="print only the versions")
+    parser.add_argument("--model")
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--vae", action=argparse.BooleanOptionalAction, default=True)
+    arguments = parser.parse_args()
+    print("\n" + json.dumps(facts() if arguments.facts else measure(arguments)))
+
+
+if __name__ == "__main__":
+    main()
