@@ -9,7 +9,6 @@ nox.options.sessions = ["lint", "types", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 
 PYTHON_FILES = ["python", "tests", "bench", "demo", "third_party", "noxfile.py"]
-STUB = "python/sdengine/_core.pyi"
 
 
 def native_files() -> list[str]:
@@ -36,16 +35,18 @@ def format_(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Strict typing of the package, and the native stub against the native module."""
-    session.install("mypy==2.4.1", "numpy", "pybind11-stubgen==3.0.0", ".")
+    """Strict typing of the package."""
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    session.install("mypy==2.4.1", *project["dependencies"])
     session.run("mypy", "python/sdengine")
-    session.run("python", "tests/check_stub.py", STUB)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Everything under tests/, against the reference implementations."""
     session.install(".[test]")
+    # Only its samplers are compared with; what it depends on (torchvision, ...) is not needed for that.
+    session.install("--no-deps", "k-diffusion==0.1.1.post1")
     # Reference networks here are tiny; one thread each keeps their results and the run time steady.
     env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "HF_HUB_OFFLINE": "1"}
     session.run("pytest", *session.posargs, env=env)

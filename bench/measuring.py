@@ -16,13 +16,22 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
+import shapes
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+Output = TypeVar("Output")
 HERE = Path(__file__).resolve().parent
 PROMPT = "a photograph of a lighthouse on a cliff at dusk, storm clouds, long exposure"
-LATENT_CHANNELS, FACTOR = 4, 8
-"""Stable Diffusion 1.5: channels of a latent, pixels per latent along a side."""
+FACTOR = 8
+"""Pixels per latent along a side."""
+LATENT_SCALE = 0.18215
+"""Latents as the denoiser sees them over latents as the autoencoder does (Rombach et al. 2022)."""
 TIMESTEP = 500.0
+PROBED = 512
 
 
 class Laps:
@@ -58,13 +67,36 @@ class Laps:
         }
 
 
-def timed(work: Callable[[], object], repeats: int, warm_ups: int = 1) -> dict[str, Any]:
-    """Call `work` ``warm_ups + repeats`` times; see :meth:`Laps.summary`."""
+def timed(
+    work: Callable[[], Output], repeats: int, warm_ups: int = 1
+) -> tuple[dict[str, Any], Output]:
+    """Call `work` ``warm_ups + repeats`` times: :meth:`Laps.summary`, and what it returned last."""
     laps = Laps()
     for _ in range(warm_ups + repeats):
-        work()
+        output = work()
         laps.lap()
-    return laps.summary(warm_ups)
+    return laps.summary(warm_ups), output
+
+
+def denoiser_inputs(size: int, batch: int = 1) -> tuple[Array, Array]:
+    """Latents ``[batch, 4, size / 8, size / 8]`` and context ``[batch, 77, 768]``, always the same."""
+    random = np.random.default_rng(0)
+    side = size // FACTOR
+    latents = random.standard_normal((1, shapes.FULL.latent_channels, side, side), np.float32)
+    context = random.standard_normal((1, shapes.FULL.positions, shapes.FULL.text_width), np.float32)
+    return latents.repeat(batch, axis=0), context.repeat(batch, axis=0)
+
+
+def probe(output: Array) -> list[float]:
+    """Evenly spaced values of a network's output, to see that contenders did the same work."""
+    flat = output.reshape(-1)
+    return [round(float(value), 6) for value in flat[:: max(1, flat.size // PROBED)]]
+
+
+def relative_error(found: Sequence[float], expected: Sequence[float]) -> float:
+    """L2 norm of the difference over that of what was expected."""
+    difference = np.subtract(found, expected)
+    return float(np.linalg.norm(difference) / np.linalg.norm(expected))
 
 
 def peak_memory() -> int:
@@ -92,7 +124,11 @@ def bind_to_cores(threads: int) -> list[int]:
 
 
 def child(
-    script: str, arguments: Sequence[str], threads: int, variables: Mapping[str, str] | None = None
+    script: str,
+    arguments: Sequence[str],
+    threads: int,
+    variables: Mapping[str, str] | None = None,
+    limit: float | None = None,
 ) -> Any:
     """Run ``bench/<script>`` in a process of its own and return the JSON it prints last.
 
@@ -101,9 +137,11 @@ def child(
         arguments: its command line.
         threads: for libraries that take the number of threads from the environment.
         variables: further environment variables.
+        limit: seconds after which it is stopped.
 
     Raises:
         RuntimeError: the child failed; the message holds the end of what it said.
+        subprocess.TimeoutExpired: it ran longer than `limit`.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", **(variables or {})}
     done = subprocess.run(
@@ -111,6 +149,7 @@ def child(
         env=environment,
         capture_output=True,
         text=True,
+        timeout=limit,
         check=False,
     )
     lines = done.stdout.strip().splitlines()

@@ -38,11 +38,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     torch.set_grad_enabled(False)
     dtype = getattr(torch, arguments.dtype)
 
+    layout = torch.channels_last if arguments.channels_last else torch.contiguous_format
+
     def load(kind: type, config: dict[str, Any]) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
             network = kind.from_single_file(arguments.model, config=folder, torch_dtype=dtype)
-        layout = torch.channels_last if arguments.channels_last else torch.contiguous_format
         return network.eval().to(memory_format=layout)
 
     started = time.perf_counter()
@@ -50,17 +51,19 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     vae = load(diffusers.AutoencoderKL, VAE_CONFIG)
     report: dict[str, Any] = {"load": round(time.perf_counter() - started, 3)}
 
-    side = arguments.size // measuring.FACTOR
-    latents = torch.randn(1, measuring.LATENT_CHANNELS, side, side, dtype=dtype)
-    if arguments.channels_last:
-        latents = latents.to(memory_format=torch.channels_last)
-    context = torch.randn(1, shapes.FULL.positions, shapes.FULL.text_width, dtype=dtype)
-    report["unet"] = measuring.timed(
+    noisy, words = measuring.denoiser_inputs(arguments.size)
+    latents = torch.from_numpy(noisy).to(dtype, memory_format=layout)
+    context = torch.from_numpy(words).to(dtype)
+    report["unet"], noise = measuring.timed(
         lambda: unet(latents, measuring.TIMESTEP, context).sample, arguments.steps - 1
     )
+    report["unet_probe"] = measuring.probe(noise.float().numpy())
     report["unet_peak_memory"] = measuring.peak_memory()
     if arguments.vae:
-        report["vae"] = measuring.timed(lambda: vae.decode(latents).sample, 1, warm_ups=0)["median"]
+        report["vae"], picture = measuring.timed(
+            lambda: vae.decode(latents / measuring.LATENT_SCALE).sample, 1, warm_ups=0
+        )
+        report["vae_probe"] = measuring.probe(picture.float().numpy())
     report["peak_memory"] = measuring.peak_memory()
     return report
 

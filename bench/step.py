@@ -15,46 +15,46 @@ from pathlib import Path
 from typing import Any
 
 import measuring
-import numpy as np
 import synthetic
-
-GUIDED_BATCH = 2
-"""Classifier-free guidance evaluates the prompt and the negative prompt as one batch."""
-
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """One model at one size, in this process."""
     import sdengine
 
-    side = arguments.size // measuring.FACTOR
     started = time.perf_counter()
     pipe = sdengine.load(arguments.model, threads=arguments.threads)
     load = time.perf_counter() - started
     report: dict[str, Any] = {"load": round(load, 3)}
 
     # A prompt and its negative prompt are encoded together, so this is the time of two.
-    report["encode_pair"] = measuring.timed(lambda: pipe.encode_prompt(measuring.PROMPT, ""), 3)
-    cond = pipe.encode_prompt(measuring.PROMPT, "")
-    random = np.random.default_rng(0)
-    batches = {"unet": 1, "unet_guided": GUIDED_BATCH} if arguments.guided else {"unet": 1}
-    for name, batch in batches.items():
-        shape = (batch, measuring.LATENT_CHANNELS, side, side)
-        latents = random.standard_normal(shape, np.float32)
-        inputs = cond.repeat(batch)
-        report[name] = measuring.timed(
-            lambda x=latents, c=inputs: pipe.predict(x, measuring.TIMESTEP, c), arguments.repeats
-        )
-        report[f"{name}_peak_memory"] = measuring.peak_memory()
-        report[f"{name}_activations"] = pipe._denoiser.activation_bytes
+    report["encode_pair"], _ = measuring.timed(lambda: pipe.encode_prompt(measuring.PROMPT, ""), 3)
+
+    latents, context = measuring.denoiser_inputs(arguments.size)
+    cond = sdengine.Conditioning(context)
+    report["unet"], noise = measuring.timed(
+        lambda: pipe.predict(latents, measuring.TIMESTEP, cond), arguments.repeats
+    )
+    report["unet_probe"] = measuring.probe(noise)
+    report["unet_peak_memory"] = measuring.peak_memory()
+    report["unet_activations"] = pipe._denoiser.activation_bytes
     report["unet_graphs_built"] = pipe.graphs_built["unet"]
 
     if arguments.vae:
-        latents = random.standard_normal((1, measuring.LATENT_CHANNELS, side, side), np.float32)
-        report["vae"] = measuring.timed(
-            lambda: pipe.decode_latents(latents, output_type="numpy"), arguments.vae_repeats
+        report["vae"], picture = measuring.timed(
+            lambda: pipe.decode_latents(latents, output_type="numpy"), 1
         )
+        report["vae_probe"] = measuring.probe(picture)
         report["vae_activations"] = pipe._vae.decoder.activation_bytes
     report["peak_memory"] = measuring.peak_memory()
+
+    if arguments.guided:
+        # Guidance evaluates the prompt and the negative prompt as one batch.
+        pair, contexts = measuring.denoiser_inputs(arguments.size, batch=2)
+        both = sdengine.Conditioning(contexts)
+        report["unet_guided"], _ = measuring.timed(
+            lambda: pipe.predict(pair, measuring.TIMESTEP, both), arguments.repeats
+        )
+        report["guided_peak_memory"] = measuring.peak_memory()
     return report
 
 
@@ -78,7 +78,6 @@ def main() -> None:
     parser.add_argument("--weight-type", default="f16,q8_0,q4_0", help="several with commas")
     parser.add_argument("--threads", type=int, default=0, help="0: one per physical core")
     parser.add_argument("--repeats", type=int, default=3, help="evaluations after the warm-up")
-    parser.add_argument("--vae-repeats", type=int, default=1)
     parser.add_argument("--guided", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--vae", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--json", type=Path, help="write the report here")

@@ -10,6 +10,7 @@ that is like no shape is no shape, and a patchy ground is no ground.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ MAX_STRAY = 0.15
 _BORDER = 5
 """Width in pixels of the frame that is taken for background."""
 
+_Value = TypeVar("_Value", bound=np.generic)
 _NAMES = tuple(COLOURS)
 _PALETTE = np.array([COLOURS[name] for name in _NAMES], np.float32)
 
@@ -83,7 +85,7 @@ def check(picture: Image.Image) -> Verdict:
     )
 
 
-def _frame(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _frame(values: NDArray[_Value]) -> NDArray[_Value]:
     """Return the values of the border pixels, [count, ...]."""
     inside = np.zeros((SIZE, SIZE), bool)
     inside[_BORDER:-_BORDER, _BORDER:-_BORDER] = True

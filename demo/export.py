@@ -13,7 +13,7 @@ from demo import text_encoder, tokenizer, vae
 def export(folder: Path, denoiser: UNet2DConditionModel, scheduler: EulerDiscreteScheduler) -> Path:
     """Write ``folder/export`` anew; a reader sees the old folder or the new one, never a half."""
     pipeline = StableDiffusionPipeline(
-        vae=vae.load_finished(folder),
+        vae=vae.load_finished(folder, polished=True),
         text_encoder=text_encoder.load_text_encoder(folder),
         tokenizer=tokenizer.load_tokenizer(folder),
         unet=denoiser,

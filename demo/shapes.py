@@ -133,7 +133,7 @@ def _square() -> NDArray[np.float64]:
 
 def _triangle() -> NDArray[np.float64]:
     angle = np.radians([-90.0, 30.0, 150.0])
-    return 1.25 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return np.stack([1.25 * np.cos(angle), 1.25 * np.sin(angle)], axis=1)
 
 
 def _star() -> NDArray[np.float64]:
@@ -148,7 +148,7 @@ def _heart() -> NDArray[np.float64]:
     t = np.linspace(0, 2 * np.pi, 96, endpoint=False)
     x = 16 * np.sin(t) ** 3
     y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
-    return np.stack([x, y], axis=1) * (1.15 / 16)
+    return np.stack([x * (1.15 / 16), y * (1.15 / 16)], axis=1)
 
 
 def _moon() -> NDArray[np.float64]:

@@ -1,10 +1,9 @@
 """Train the demo model from nothing: ``python -m demo.train all --folder runs/demo``.
 
 Stages, in order: ``tokenizer`` (seconds), ``text`` (the text encoder), ``vae`` (the autoencoder),
-``unet`` (the denoiser) and ``export`` (a diffusers folder). The autoencoder and the denoiser
-resume from their checkpoints; a stage that is finished is not run again. The defaults are what
-the shipped model was trained with, on two CPU cores; on a GPU (``--device cuda``) a tenth of the
-minutes does.
+``polish`` (its decoder once more), ``unet`` (the denoiser) and ``export`` (a diffusers folder).
+The autoencoder and the denoiser resume from their checkpoints. The defaults are what the shipped
+model was trained with, on two CPU cores; on a GPU (``--device cuda``) a tenth of the minutes does.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from demo.export import export
 from demo.shapes import write_held_out
 from demo.training import Average, Settings, launch, load
 
-STAGES = ("tokenizer", "text", "vae", "unet", "export")
+STAGES = ("tokenizer", "text", "vae", "polish", "unet", "export")
 
 
 def _tokenizer(options: argparse.Namespace) -> None:
@@ -37,6 +36,10 @@ def _text(options: argparse.Namespace) -> None:
 
 def _vae(options: argparse.Namespace) -> None:
     launch(vae.train, _settings(options, options.vae_minutes, options.workers))
+
+
+def _polish(options: argparse.Namespace) -> None:
+    launch(vae.polish, _settings(options, options.polish_minutes, options.workers))
 
 
 def _unet(options: argparse.Namespace) -> None:
@@ -58,6 +61,7 @@ _RUN: dict[str, Callable[[argparse.Namespace], None]] = {
     "tokenizer": _tokenizer,
     "text": _text,
     "vae": _vae,
+    "polish": _polish,
     "unet": _unet,
     "export": _export,
 }
@@ -78,6 +82,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="processes; 2 on a CPU, 1 on a GPU")
     parser.add_argument("--text-minutes", type=float, default=3.0)
     parser.add_argument("--vae-minutes", type=float, default=12.0)
+    parser.add_argument("--polish-minutes", type=float, default=12.0)
     parser.add_argument("--unet-minutes", type=float, default=65.0)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

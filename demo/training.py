@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def launch(stage: Callable[[Settings, Team], None], settings: Settings) -> None:
         return
     meeting = settings.folder / f"meeting-{os.getpid()}"
     meeting.unlink(missing_ok=True)
-    mp.spawn(_work, args=(stage, settings, meeting), nprocs=settings.workers)  # type: ignore[no-untyped-call]
+    spawn(_work, args=(stage, settings, meeting), nprocs=settings.workers)  # type: ignore[no-untyped-call]
     meeting.unlink(missing_ok=True)
 
 

@@ -17,6 +17,8 @@ with.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,57 +111,102 @@ def _edges(pictures: Tensor) -> tuple[Tensor, Tensor]:
     return pictures.diff(dim=2), pictures.diff(dim=3)
 
 
-def loss_of(model: AutoencoderKL, pictures: Tensor) -> tuple[Tensor, float]:
-    """Return the training loss of a batch, and its mean squared error for the log."""
+def _restoration_loss(restored: Tensor, pictures: Tensor) -> tuple[Tensor, float]:
+    """Return the reconstruction part of the loss, and the mean squared error for the log."""
+    squared = functional.mse_loss(restored, pictures)
+    edges = [
+        functional.l1_loss(a, b) for a, b in zip(_edges(restored), _edges(pictures), strict=True)
+    ]
+    loss = functional.l1_loss(restored, pictures) + squared + 0.5 * torch.stack(edges).sum()
+    return loss, float(squared.detach())
+
+
+def _whole_loss(model: AutoencoderKL, pictures: Tensor) -> tuple[Tensor, float]:
     latents = model.encode(pictures).latent_dist.mean
     noisy = latents + LATENT_NOISE * torch.randn_like(latents)
-    restored = model.decode(noisy).sample
-    squared = functional.mse_loss(restored, pictures)
-    edges = sum(
-        functional.l1_loss(a, b) for a, b in zip(_edges(restored), _edges(pictures), strict=True)
-    )
-    loss = functional.l1_loss(restored, pictures) + squared + 0.5 * edges
-    return loss + 0.3 * whitening_penalty(latents), float(squared.detach())
+    loss, error = _restoration_loss(model.decode(noisy).sample, pictures)
+    return loss + 0.3 * whitening_penalty(latents), error
+
+
+def _decoder_loss(model: AutoencoderKL, pictures: Tensor) -> tuple[Tensor, float]:
+    with torch.no_grad():
+        latents = model.encode(pictures).latent_dist.sample()
+    return _restoration_loss(model.decode(latents).sample, pictures)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What differs between the two stages of the autoencoder's training."""
+
+    name: str
+    model: AutoencoderKL
+    loss: Callable[[AutoencoderKL, Tensor], tuple[Tensor, float]]
+    crop_part: float
+    """Part of the time budget that is spent on crops."""
+    finish: Callable[[dict[str, Any]], AutoencoderKL]
+    """Makes the model to ship from averaged weights."""
 
 
 def train(settings: Settings, team: Team) -> None:
     """Train the autoencoder until the time budget is used up; resumes from its checkpoint."""
-    path = settings.folder / "vae.pt"
     torch.manual_seed(settings.seed)
+    _fit(settings, team, _Plan("vae", new_model(), _whole_loss, _CROP_PART, finish))
+
+
+def polish(settings: Settings, team: Team) -> None:
+    """Train the decoder alone for longer, for sharper corners; the latents stay what they are.
+
+    Since the encoder is frozen, this may run before, after or beside the denoiser's training.
+    """
+    model = load_finished(settings.folder)
+    model.requires_grad_(False)
+    model.decoder.requires_grad_(True)
+    _fit(settings, team, _Plan("polish", model, _decoder_loss, 0.0, _filled))
+
+
+def _filled(weights: dict[str, Any]) -> AutoencoderKL:
     model = new_model()
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def _fit(settings: Settings, team: Team, plan: _Plan) -> None:
+    path = settings.folder / f"{plan.name}.pt"
+    model = plan.model
     state = load(path)
     if state is not None:
         model.load_state_dict(state["model"])
-    model.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=1e-3)
+    model.to(settings.device, memory_format=torch.channels_last)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.99), weight_decay=1e-3)
     average = Average(model, 0.998)
     step, spent = 0, 0.0
     if state is not None:
         optimiser.load_state_dict(state["optimiser"])
-        average.weights = state["average"]
+        average.weights = {k: v.to(settings.device) for k, v in state["average"].items()}
         step, spent = state["step"], state["spent"]
     torch.manual_seed(settings.seed + 1000 * team.rank + step)
     bank = PictureBank(settings.seed + 1000 * team.rank + step)
     clock = Clock(settings.minutes, spent)
     progress = spent / clock.budget
     while progress < 1:
-        crop = _CROP if progress < _CROP_PART else shapes.SIZE
+        crop = _CROP if progress < plan.crop_part else shapes.SIZE
         pictures = bank.batch(16 if crop == _CROP else 6, crop)
         pictures = pictures.to(settings.device, memory_format=torch.channels_last)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(_PEAK_RATE, progress, step)
         optimiser.zero_grad(set_to_none=True)
-        loss, error = loss_of(model, pictures)
+        loss, error = plan.loss(model, pictures)
         loss.backward()  # type: ignore[no-untyped-call]
-        spent = team.average_gradients(model.parameters(), clock.spent)
+        spent = team.average_gradients(parameters, clock.spent)
         progress = spent / clock.budget
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         step += 1
         average.update(model, step)
-        if team.leads and (step % 50 == 0):
+        if team.leads and step % 50 == 0:
             decibel = -10 * np.log10(error / 4)
-            log(settings.folder, "vae", step=step, spent=spent, loss=float(loss), psnr=decibel)
+            log(settings.folder, plan.name, step=step, spent=spent, loss=loss.item(), psnr=decibel)
         if team.leads and (step % 300 == 0 or progress >= 1):
             save(
                 {
@@ -171,9 +218,9 @@ def train(settings: Settings, team: Team) -> None:
                 },
                 path,
             )
-            finished = finish(average.weights)
-            log(settings.folder, "vae", step=step, **report(finished, 60))
-            finished.save_pretrained(settings.folder / "vae")
+            finished = plan.finish(average.weights)
+            log(settings.folder, plan.name, step=step, **report(finished, 60))
+            finished.save_pretrained(settings.folder / plan.name)
 
 
 @torch.no_grad()
@@ -241,7 +288,8 @@ def to_pictures(pixels: Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in bytes_]
 
 
-def load_finished(folder: Path) -> AutoencoderKL:
-    """Load the trained autoencoder from the stage's folder."""
-    model: AutoencoderKL = AutoencoderKL.from_pretrained(folder / "vae")
+def load_finished(folder: Path, polished: bool = False) -> AutoencoderKL:
+    """Load the trained autoencoder, with the polished decoder if wanted and there is one."""
+    name = "polish" if polished and (folder / "polish").exists() else "vae"
+    model: AutoencoderKL = AutoencoderKL.from_pretrained(folder / name)
     return model.eval()

@@ -105,7 +105,9 @@ def test_unknown_quant_type(gguf: Path) -> None:
 
 def test_shape_mismatch(single: Path, folder: Path) -> None:
     name = "model.diffusion_model.out.2.weight"
-    edit_tensors(single, lambda tensors: tensors.update({name: np.zeros((4, 16, 3, 3), np.float32)}))
+    edit_tensors(
+        single, lambda tensors: tensors.update({name: np.zeros((4, 16, 3, 3), np.float32)})
+    )
     with pytest.raises(sdengine.WeightsError, match=r"out\.2\.weight.*\[4, 16, 3, 3\].*expected"):
         sdengine.load(single, tokenizer=folder / "tokenizer")
 
@@ -117,7 +119,9 @@ def test_missing_tensor_names_the_nearest(single: Path, folder: Path) -> None:
         tensors[name.replace("in_layers.2", "in_layer.2")] = tensors.pop(name)
 
     edit_tensors(single, change)
-    with pytest.raises(sdengine.WeightsError, match=r"in_layers\.2\.weight.*missing.*in_layer\.2\.weight"):
+    with pytest.raises(
+        sdengine.WeightsError, match=r"in_layers\.2\.weight.*missing.*in_layer\.2\.weight"
+    ):
         sdengine.load(single, tokenizer=folder / "tokenizer")
 
 
@@ -125,7 +129,9 @@ def test_nan_weights_are_named(single: Path, folder: Path) -> None:
     name = "model.diffusion_model.middle_block.0.in_layers.2.weight"
     edit_tensors(single, lambda tensors: tensors[name].__setitem__((0, 0, 0, 0), np.nan))
     pipe = sdengine.load(single, tokenizer=folder / "tokenizer")
-    with pytest.raises(sdengine.WeightsError, match=r"mid_block\.resnets\.0\.conv1\.weight' holds NaN"):
+    with pytest.raises(
+        sdengine.WeightsError, match=r"mid_block\.resnets\.0\.conv1\.weight' holds NaN"
+    ):
         pipe.generate("a circle", width=64, height=64, steps=2)
 
 
@@ -177,7 +183,9 @@ def test_no_tokenizer(single: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: P
         ({"latents": np.zeros((1, 4, 9, 9), np.float32)}, "latents"),
     ],
 )
-def test_parameters_out_of_range(pipe: sdengine.Pipeline, options: dict[str, object], message: str) -> None:
+def test_parameters_out_of_range(
+    pipe: sdengine.Pipeline, options: dict[str, object], message: str
+) -> None:
     with pytest.raises(sdengine.ParameterError, match=message):
         pipe.generate("a circle", **{"width": 64, "height": 64, "steps": 1, **options})
 
@@ -248,4 +256,6 @@ def test_callback_that_raises_ends_the_run(pipe: sdengine.Pipeline) -> None:
 
 def test_cancel_from_the_callback(pipe: sdengine.Pipeline) -> None:
     with pytest.raises(sdengine.Cancelled):
-        pipe.generate("a circle", width=64, height=64, steps=5, callback=lambda event: event.cancel())
+        pipe.generate(
+            "a circle", width=64, height=64, steps=5, callback=lambda event: event.cancel()
+        )

@@ -39,7 +39,9 @@ def mutate(blob: bytes, size: int, rng: random.Random) -> bytes:
         elif kind == 1:
             data[at] = rng.choice((0, 1, 48, 57, 127, 128, 255))
         elif kind == 2:
-            data[at : at + 8] = struct.pack("<Q", rng.choice((0, 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)))
+            data[at : at + 8] = struct.pack(
+                "<Q", rng.choice((0, 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1))
+            )
         else:
             del data[at : at + rng.randrange(1, 9)]
     return bytes(data)
@@ -60,4 +62,6 @@ def test_mutated_models(folder: Path, tmp_path: Path, name: str) -> None:
             pipe.predict(latents, 1.0, pipe.encode_prompt("a circle"))
         except sdengine.SDEngineError:
             refused += 1
-    assert refused > ROUNDS // 4, "hardly any mutation was noticed: is the right part of the file mutated?"
+    assert refused > ROUNDS // 4, (
+        "hardly any mutation was noticed: is the right part of the file mutated?"
+    )

@@ -1,4 +1,5 @@
-// Hyper-parameters of a network: a JSON-like tree that Python fills from a dict and networks read by name.
+// Hyper-parameters of a network: a JSON-like tree that Python fills from a dict and networks read
+// by name.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +26,8 @@ class Config {
     Config(List value) : value_(std::move(value)) {}
     Config(Map value) : value_(std::move(value)) {}
 
-    // The named member; an error when it is absent, so that no default hides a hole in a family's config.
+    // The named member; an error when it is absent, so that no default hides a hole in a family's
+    // config.
     const Config& operator[](const std::string& name) const {
         const Map& map = get<Map>("a table");
         auto it = map.find(name);

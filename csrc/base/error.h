@@ -1,4 +1,5 @@
-// Errors of the native core. Each kind is one Python exception class of sdengine.errors (see bindings/errors.cpp).
+// Errors of the native core. Each kind is one Python exception class of sdengine.errors (see
+// bindings/errors.cpp).
 #pragma once
 
 #include <stdexcept>
@@ -6,7 +7,17 @@
 
 namespace sde {
 
-enum class ErrorKind { Format, UnsupportedModel, Weights, Parameter, Numeric, Device, OutOfMemory, Output, Cancelled };
+enum class ErrorKind {
+    Format,
+    UnsupportedModel,
+    Weights,
+    Parameter,
+    Numeric,
+    Device,
+    OutOfMemory,
+    Output,
+    Cancelled
+};
 
 class Error : public std::runtime_error {
   public:

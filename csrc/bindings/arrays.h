@@ -31,7 +31,8 @@ inline HostArray to_host(const pybind11::array& array) {
 }
 
 inline pybind11::array_t<float> to_numpy(const std::vector<float>& values, const Shape& shape) {
-    pybind11::array_t<float> array(std::vector<pybind11::ssize_t>(shape.dims().begin(), shape.dims().end()));
+    pybind11::array_t<float> array(
+        std::vector<pybind11::ssize_t>(shape.dims().begin(), shape.dims().end()));
     std::copy(values.begin(), values.end(), array.mutable_data());
     return array;
 }

@@ -10,15 +10,24 @@ namespace {
 
 const char* class_name(ErrorKind kind) {
     switch (kind) {
-        case ErrorKind::Format: return "FormatError";
-        case ErrorKind::UnsupportedModel: return "UnsupportedModelError";
-        case ErrorKind::Weights: return "WeightsError";
-        case ErrorKind::Parameter: return "ParameterError";
-        case ErrorKind::Numeric: return "NumericError";
-        case ErrorKind::Device: return "DeviceError";
-        case ErrorKind::OutOfMemory: return "OutOfMemoryError";
-        case ErrorKind::Output: return "OutputError";
-        case ErrorKind::Cancelled: return "Cancelled";
+        case ErrorKind::Format:
+            return "FormatError";
+        case ErrorKind::UnsupportedModel:
+            return "UnsupportedModelError";
+        case ErrorKind::Weights:
+            return "WeightsError";
+        case ErrorKind::Parameter:
+            return "ParameterError";
+        case ErrorKind::Numeric:
+            return "NumericError";
+        case ErrorKind::Device:
+            return "DeviceError";
+        case ErrorKind::OutOfMemory:
+            return "OutOfMemoryError";
+        case ErrorKind::Output:
+            return "OutputError";
+        case ErrorKind::Cancelled:
+            return "Cancelled";
     }
     return "SDEngineError";
 }
@@ -37,7 +46,8 @@ void bind_errors(py::module_&) {
         } catch (const Error& error) {
             raise(class_name(error.kind()), error.what());
         } catch (const std::bad_alloc&) {
-            raise("OutOfMemoryError", "the host is out of memory; use a smaller size or batch, or close programs");
+            raise("OutOfMemoryError",
+                  "the host is out of memory; use a smaller size or batch, or close programs");
         }
     });
 }

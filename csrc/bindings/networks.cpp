@@ -17,7 +17,8 @@ Config to_config(const py::handle& value) {
     if (py::isinstance<py::str>(value)) return Config(value.cast<std::string>());
     if (py::isinstance<py::dict>(value)) {
         Config::Map map;
-        for (const auto& [key, entry] : value.cast<py::dict>()) map.emplace(key.cast<std::string>(), to_config(entry));
+        for (const auto& [key, entry] : value.cast<py::dict>())
+            map.emplace(key.cast<std::string>(), to_config(entry));
         return Config(std::move(map));
     }
     if (py::isinstance<py::list>(value) || py::isinstance<py::tuple>(value)) {
@@ -25,19 +26,23 @@ Config to_config(const py::handle& value) {
         for (const py::handle& entry : value.cast<py::sequence>()) list.push_back(to_config(entry));
         return Config(std::move(list));
     }
-    throw Error(ErrorKind::Parameter, "a network's config holds bool, int, float, str, list and dict only");
+    throw Error(ErrorKind::Parameter,
+                "a network's config holds bool, int, float, str, list and dict only");
 }
 
-py::dict run(Runner& runner, const std::map<std::string, py::array>& inputs, const networks::Options& options,
-             const CancelToken* cancel) {
+py::dict run(Runner& runner, const std::map<std::string, py::array>& inputs,
+             const networks::Options& options, const CancelToken* cancel) {
     HostArrays given, results;
     for (const auto& [name, array] : inputs) given[name] = to_host(array);
     {
         const py::gil_scoped_release release;
-        results = runner.run(given, options, cancel ? CancelCheck([cancel] { return cancel->cancelled(); }) : nullptr);
+        results =
+            runner.run(given, options,
+                       cancel ? CancelCheck([cancel] { return cancel->cancelled(); }) : nullptr);
     }
     py::dict out;
-    for (const auto& [name, array] : results) out[py::str(name)] = to_numpy(array.floats, array.shape);
+    for (const auto& [name, array] : results)
+        out[py::str(name)] = to_numpy(array.floats, array.shape);
     return out;
 }
 
@@ -46,7 +51,8 @@ py::dict run(Runner& runner, const std::map<std::string, py::array>& inputs, con
 void bind_networks(py::module_& m) {
     m.def("physical_cores", physical_cores, "Physical cores that this process may use.");
 
-    py::class_<CancelToken, std::shared_ptr<CancelToken>>(m, "CancelToken", "Stops a run from another thread.")
+    py::class_<CancelToken, std::shared_ptr<CancelToken>>(m, "CancelToken",
+                                                          "Stops a run from another thread.")
         .def(py::init<>())
         .def("cancel", &CancelToken::cancel)
         .def_property_readonly("cancelled", &CancelToken::cancelled);
@@ -63,21 +69,26 @@ void bind_networks(py::module_& m) {
             const Config values = to_config(config);
             auto list = networks::list_parameters(autoencoder ? kind + "_encoder" : kind, values);
             if (autoencoder)
-                for (auto& entry : networks::list_parameters(kind + "_decoder", values)) list.push_back(entry);
+                for (auto& entry : networks::list_parameters(kind + "_decoder", values))
+                    list.push_back(entry);
             py::list out;
-            for (const auto& [name, shape] : list) out.append(py::make_tuple(name, py::tuple(py::cast(shape.dims()))));
+            for (const auto& [name, shape] : list)
+                out.append(py::make_tuple(name, py::tuple(py::cast(shape.dims()))));
             return out;
         },
         py::arg("kind"), py::arg("config"),
         "Names and shapes of every parameter of the network `kind` with this configuration.");
 
-    py::class_<Runner, std::shared_ptr<Runner>>(m, "Network", "A network with its parameters on a device.")
-        .def(py::init([](const std::string& kind, const py::dict& config, std::shared_ptr<WeightStore> store,
-                         std::shared_ptr<Device> device) {
-                 return std::make_shared<Runner>(kind, to_config(config), std::move(store), std::move(device));
+    py::class_<Runner, std::shared_ptr<Runner>>(m, "Network",
+                                                "A network with its parameters on a device.")
+        .def(py::init([](const std::string& kind, const py::dict& config,
+                         std::shared_ptr<WeightStore> store, std::shared_ptr<Device> device) {
+                 return std::make_shared<Runner>(kind, to_config(config), std::move(store),
+                                                 std::move(device));
              }),
              py::arg("kind"), py::arg("config"), py::arg("store"), py::arg("device"))
-        .def("run", run, py::arg("inputs"), py::arg("options") = networks::Options{}, py::arg("cancel") = nullptr,
+        .def("run", run, py::arg("inputs"), py::arg("options") = networks::Options{},
+             py::arg("cancel") = nullptr,
              "Evaluate once: arrays by name in, arrays by name out. The GIL is released.")
         .def("release", &Runner::release, "Free the graphs; the next run builds them again.")
         .def_property_readonly("activation_bytes", &Runner::activation_bytes)

@@ -37,10 +37,12 @@ class PythonSampler {
         : shape_(shape_of(x)) {
         std::vector<float> values(x.data(), x.data() + x.size());
         std::vector<float> levels(sigmas.data(), sigmas.data() + sigmas.size());
-        if (seeds.empty() || shape_.rank() == 0 || values.empty() || values.size() % seeds.size() != 0)
+        if (seeds.empty() || shape_.rank() == 0 || values.empty() ||
+            values.size() % seeds.size() != 0)
             throw Error(ErrorKind::Parameter, "x " + shape_.text() + " cannot be parted into " +
                                                   std::to_string(seeds.size()) + " pictures");
-        sampler_ = make_sampler(name, std::move(values), std::move(levels), NormalSource(seeds), {eta, s_noise});
+        sampler_ = make_sampler(name, std::move(values), std::move(levels), NormalSource(seeds),
+                                {eta, s_noise});
     }
 
     void step(const py::function& denoiser) {
@@ -48,7 +50,8 @@ class PythonSampler {
             const FloatArray result(denoiser(array(x), sigma));
             if (!(shape_of(result) == shape_))
                 throw Error(ErrorKind::Parameter, "the denoiser returned an array of shape " +
-                                                      shape_of(result).text() + " for x " + shape_.text());
+                                                      shape_of(result).text() + " for x " +
+                                                      shape_.text());
             std::copy(result.data(), result.data() + result.size(), denoised.begin());
         });
     }
@@ -67,7 +70,8 @@ class PythonSampler {
 
 void bind_sampling(py::module_& m) {
     m.def("normal", normal, py::arg("shape"), py::arg("seed"),
-          "What torch.randn(shape) gives with torch's CPU generator seeded with `seed`, bit for bit.");
+          "What torch.randn(shape) gives with torch's CPU generator seeded with `seed`, bit for "
+          "bit.");
     m.def("sampler_names", sampler_names);
     m.def("schedule_names", schedule_names);
 
@@ -80,44 +84,58 @@ void bind_sampling(py::module_& m) {
                 source.fill(values);
                 return to_numpy(values, Shape(shape));
             },
-            py::arg("shape"), "Float32 noise [N, ...], entry i from generator i; the next call continues.")
+            py::arg("shape"),
+            "Float32 noise [N, ...], entry i from generator i; the next call continues.")
         .def("save", [](const NormalSource& source) { return py::bytes(source.save()); });
 
     py::class_<NoiseLevels>(m, "NoiseLevels", "The sigmas of a model's training timesteps.")
-        .def(py::init<const std::string&, double, double, int, bool>(), py::arg("kind"), py::arg("beta_start"),
-             py::arg("beta_end"), py::arg("count"), py::arg("zero_terminal_snr") = false)
+        .def(py::init<const std::string&, double, double, int, bool>(), py::arg("kind"),
+             py::arg("beta_start"), py::arg("beta_end"), py::arg("count"),
+             py::arg("zero_terminal_snr") = false)
         .def_property_readonly("sigma_min", &NoiseLevels::sigma_min)
         .def_property_readonly("sigma_max", &NoiseLevels::sigma_max)
         .def("sigma", &NoiseLevels::sigma, py::arg("timestep"))
         .def("timestep", &NoiseLevels::timestep, py::arg("sigma"))
         .def("__len__", &NoiseLevels::count)
-        .def("__getitem__", [](const NoiseLevels& levels, int index) {
-            if (index < 0 || index >= levels.count()) throw py::index_error();
-            return levels[index];
-        });
+        .def(
+            "__getitem__",
+            [](const NoiseLevels& levels, int index) {
+                if (index < 0 || index >= levels.count()) throw py::index_error();
+                return levels[index];
+            },
+            py::arg("index"));
 
-    py::class_<Schedule>(m, "Schedule", "The noise levels of a run, with the timesteps that the network is told.")
-        .def(py::init([](const std::string& name, int steps, const NoiseLevels& levels, float rho, int steps_offset) {
+    py::class_<Schedule>(m, "Schedule",
+                         "The noise levels of a run, with the timesteps that the network is told.")
+        .def(py::init([](const std::string& name, int steps, const NoiseLevels& levels, float rho,
+                         int steps_offset) {
                  return make_schedule(name, steps, levels, {rho, steps_offset});
              }),
-             py::arg("name"), py::arg("steps"), py::arg("levels"), py::arg("rho") = 7.0f, py::arg("steps_offset") = 0)
-        .def_property_readonly("sigmas", [](const Schedule& s) { return vector_to_numpy(s.sigmas); })
-        .def_property_readonly("timesteps", [](const Schedule& s) { return vector_to_numpy(s.timesteps); })
+             py::arg("name"), py::arg("steps"), py::arg("levels"), py::arg("rho") = 7.0f,
+             py::arg("steps_offset") = 0)
+        .def_property_readonly("sigmas",
+                               [](const Schedule& s) { return vector_to_numpy(s.sigmas); })
+        .def_property_readonly("timesteps",
+                               [](const Schedule& s) { return vector_to_numpy(s.timesteps); })
         .def_readonly("initial_scale", &Schedule::initial_scale);
 
-    py::class_<PythonSampler>(m, "Sampler", "A sampler over a Python callable (x, sigma) -> denoised.")
-        .def(py::init<const std::string&, const FloatArray&, const FloatArray&, const std::vector<uint64_t>&,
-                      std::optional<float>, float>(),
-             py::arg("name"), py::arg("x"), py::arg("sigmas"), py::arg("seeds"), py::arg("eta") = py::none(),
-             py::arg("s_noise") = 1.0f)
+    py::class_<PythonSampler>(m, "Sampler",
+                              "A sampler over a Python callable (x, sigma) -> denoised.")
+        .def(py::init<const std::string&, const FloatArray&, const FloatArray&,
+                      const std::vector<uint64_t>&, std::optional<float>, float>(),
+             py::arg("name"), py::arg("x"), py::arg("sigmas"), py::arg("seeds"),
+             py::arg("eta") = py::none(), py::arg("s_noise") = 1.0f)
         .def("step", &PythonSampler::step, py::arg("denoiser"))
         .def_property_readonly("x", [](PythonSampler& s) { return s.array(s.get().x()); })
-        .def_property_readonly("denoised", [](PythonSampler& s) { return s.array(s.get().denoised()); })
+        .def_property_readonly("denoised",
+                               [](PythonSampler& s) { return s.array(s.get().denoised()); })
         .def_property_readonly("sigma", [](PythonSampler& s) { return s.get().sigma(); })
         .def_property_readonly("index", [](PythonSampler& s) { return s.get().index(); })
         .def_property_readonly("done", [](PythonSampler& s) { return s.get().done(); })
         .def("save", [](PythonSampler& s) { return py::bytes(s.get().save()); })
-        .def("restore", [](PythonSampler& s, const std::string& state) { s.get().restore(state); }, py::arg("state"));
+        .def(
+            "restore", [](PythonSampler& s, const std::string& state) { s.get().restore(state); },
+            py::arg("state"));
 }
 
 }  // namespace sde::bindings

@@ -9,9 +9,9 @@ namespace py = pybind11;
 namespace sde::bindings {
 namespace {
 
-TensorSource make_source(const std::string& dtype, std::vector<int64_t> shape, const std::string& path,
-                         uint64_t offset, uint64_t nbytes, std::optional<std::vector<int64_t>> strides,
-                         bool transpose) {
+TensorSource make_source(const std::string& dtype, std::vector<int64_t> shape,
+                         const std::string& path, uint64_t offset, uint64_t nbytes,
+                         std::optional<std::vector<int64_t>> strides, bool transpose) {
     TensorSource source;
     source.path = path;
     source.offset = offset;
@@ -26,39 +26,45 @@ TensorSource make_source(const std::string& dtype, std::vector<int64_t> shape, c
 }  // namespace
 
 void bind_weights(py::module_& m) {
-    py::class_<WeightStore, std::shared_ptr<WeightStore>>(m, "WeightStore",
-                                                         "Parameters of one component, mapped from files.")
+    py::class_<WeightStore, std::shared_ptr<WeightStore>>(
+        m, "WeightStore", "Parameters of one component, mapped from files.")
         .def(py::init<>())
         .def(
             "add",
-            [](WeightStore& store, const std::string& name, const std::string& dtype, std::vector<int64_t> shape,
-               const std::string& path, uint64_t offset, uint64_t nbytes, std::optional<std::vector<int64_t>> strides,
-               bool transpose) {
-                store.add(name, make_source(dtype, std::move(shape), path, offset, nbytes, std::move(strides), transpose));
+            [](WeightStore& store, const std::string& name, const std::string& dtype,
+               std::vector<int64_t> shape, const std::string& path, uint64_t offset,
+               uint64_t nbytes, std::optional<std::vector<int64_t>> strides, bool transpose) {
+                store.add(name, make_source(dtype, std::move(shape), path, offset, nbytes,
+                                            std::move(strides), transpose));
             },
-            py::arg("name"), py::arg("dtype"), py::arg("shape"), py::arg("path"), py::arg("offset"), py::arg("nbytes"),
-            py::arg("strides") = py::none(), py::arg("transpose") = false,
+            py::arg("name"), py::arg("dtype"), py::arg("shape"), py::arg("path"), py::arg("offset"),
+            py::arg("nbytes"), py::arg("strides") = py::none(), py::arg("transpose") = false,
             "Register a tensor of a file under its canonical name; nothing is read yet.")
         .def("__contains__", &WeightStore::has, py::arg("name"))
-        .def_property_readonly("owned_bytes", &WeightStore::owned_bytes, "Bytes converted into memory of its own.")
-        .def_property_readonly("mapped_bytes", &WeightStore::mapped_bytes, "Bytes used in place from mapped files.")
-        .def("first_not_finite", &WeightStore::first_not_finite, py::call_guard<py::gil_scoped_release>(),
+        .def_property_readonly("owned_bytes", &WeightStore::owned_bytes,
+                               "Bytes converted into memory of its own.")
+        .def_property_readonly("mapped_bytes", &WeightStore::mapped_bytes,
+                               "Bytes used in place from mapped files.")
+        .def("first_not_finite", &WeightStore::first_not_finite,
+             py::call_guard<py::gil_scoped_release>(),
              "Name of the first parameter that holds NaN or infinity, or None.");
 
     m.def(
         "transcode",
-        [](const std::string& dtype, std::vector<int64_t> shape, const std::string& path, uint64_t offset,
-           uint64_t nbytes, std::optional<std::vector<int64_t>> strides, bool transpose, const std::string& dst_path,
-           uint64_t dst_offset, const std::string& dst_dtype, int threads) {
-            const TensorSource source =
-                make_source(dtype, std::move(shape), path, offset, nbytes, std::move(strides), transpose);
+        [](const std::string& dtype, std::vector<int64_t> shape, const std::string& path,
+           uint64_t offset, uint64_t nbytes, std::optional<std::vector<int64_t>> strides,
+           bool transpose, const std::string& dst_path, uint64_t dst_offset,
+           const std::string& dst_dtype, int threads) {
+            const TensorSource source = make_source(dtype, std::move(shape), path, offset, nbytes,
+                                                    std::move(strides), transpose);
             const py::gil_scoped_release release;
             return transcode(source, dst_path, dst_offset, DType::parse(dst_dtype), threads);
         },
         py::arg("dtype"), py::arg("shape"), py::arg("path"), py::arg("offset"), py::arg("nbytes"),
-        py::arg("strides") = py::none(), py::arg("transpose") = false, py::kw_only(), py::arg("dst_path"),
-        py::arg("dst_offset"), py::arg("dst_dtype"), py::arg("threads") = 0,
-        "Convert one tensor and write it at an offset of an existing file; returns the bytes written.");
+        py::arg("strides") = py::none(), py::arg("transpose") = false, py::kw_only(),
+        py::arg("dst_path"), py::arg("dst_offset"), py::arg("dst_dtype"), py::arg("threads") = 0,
+        "Convert one tensor and write it at an offset of an existing file; returns the bytes "
+        "written.");
 
     m.def(
         "dtype_bytes",
@@ -66,7 +72,8 @@ void bind_weights(py::module_& m) {
             const DType type = DType::parse(dtype);
             return std::make_tuple(type.block_elements(), type.bytes(elements));
         },
-        py::arg("dtype"), py::arg("elements"), "(elements per block, bytes of `elements` values) of a type.");
+        py::arg("dtype"), py::arg("elements"),
+        "(elements per block, bytes of `elements` values) of a type.");
 }
 
 }  // namespace sde::bindings

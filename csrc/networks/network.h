@@ -1,4 +1,5 @@
-// What every network is: parameters resolved on construction, and a forward pass over named tensors.
+// What every network is: parameters resolved on construction, and a forward pass over named
+// tensors.
 #pragma once
 
 #include <functional>
@@ -24,11 +25,14 @@ class Network {
     virtual void forward(Graph& graph, const InputShapes& shapes, const Options& options) const = 0;
 };
 
-// Builds the network `kind`; its parameters come from `scope`. Throws Parameter for an unknown kind.
-std::unique_ptr<Network> make_network(const std::string& kind, const nn::Scope& scope, const Config& config);
+// Builds the network `kind`; its parameters come from `scope`. Throws Parameter for an unknown
+// kind.
+std::unique_ptr<Network> make_network(const std::string& kind, const nn::Scope& scope,
+                                      const Config& config);
 
 // The names and shapes of every parameter of a network, in the order in which it asks for them.
-std::vector<std::pair<std::string, Shape>> list_parameters(const std::string& kind, const Config& config);
+std::vector<std::pair<std::string, Shape>> list_parameters(const std::string& kind,
+                                                           const Config& config);
 
 // The shape of input `name`; throws Parameter when it is missing or not of this rank.
 const Shape& required(const InputShapes& shapes, const std::string& name, int rank);

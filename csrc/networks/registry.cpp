@@ -13,16 +13,18 @@ std::unique_ptr<Network> make(const nn::Scope& scope, const Config& config) {
     return std::make_unique<T>(scope, config);
 }
 
-const std::map<std::string, std::unique_ptr<Network> (*)(const nn::Scope&, const Config&)> kNetworks = {
-    {"unet", make<UNet>},
-    {"clip_text", make<ClipText>},
-    {"autoencoder_kl_encoder", make<KlEncoder>},
-    {"autoencoder_kl_decoder", make<KlDecoder>},
+const std::map<std::string, std::unique_ptr<Network> (*)(const nn::Scope&, const Config&)>
+    kNetworks = {
+        {"unet", make<UNet>},
+        {"clip_text", make<ClipText>},
+        {"autoencoder_kl_encoder", make<KlEncoder>},
+        {"autoencoder_kl_decoder", make<KlDecoder>},
 };
 
 }  // namespace
 
-std::unique_ptr<Network> make_network(const std::string& kind, const nn::Scope& scope, const Config& config) {
+std::unique_ptr<Network> make_network(const std::string& kind, const nn::Scope& scope,
+                                      const Config& config) {
     auto it = kNetworks.find(kind);
     if (it != kNetworks.end()) return it->second(scope, config);
     std::string known;
@@ -30,7 +32,8 @@ std::unique_ptr<Network> make_network(const std::string& kind, const nn::Scope& 
     throw Error(ErrorKind::Parameter, "there is no network '" + kind + "'; known are " + known);
 }
 
-std::vector<std::pair<std::string, Shape>> list_parameters(const std::string& kind, const Config& config) {
+std::vector<std::pair<std::string, Shape>> list_parameters(const std::string& kind,
+                                                           const Config& config) {
     nn::Declaration declaration;
     make_network(kind, nn::Scope(declaration, ""), config);
     return declaration.names();
@@ -38,9 +41,11 @@ std::vector<std::pair<std::string, Shape>> list_parameters(const std::string& ki
 
 const Shape& required(const InputShapes& shapes, const std::string& name, int rank) {
     auto it = shapes.find(name);
-    if (it == shapes.end()) throw Error(ErrorKind::Parameter, "the input '" + name + "' is missing");
+    if (it == shapes.end())
+        throw Error(ErrorKind::Parameter, "the input '" + name + "' is missing");
     if (it->second.rank() != rank || it->second.elements() <= 0)
-        throw Error(ErrorKind::Parameter, "the input '" + name + "' has shape " + it->second.text() + "; it must have " +
+        throw Error(ErrorKind::Parameter, "the input '" + name + "' has shape " +
+                                              it->second.text() + "; it must have " +
                                               std::to_string(rank) + " axes, none of them empty");
     return it->second;
 }

@@ -4,7 +4,8 @@ namespace sde::nn {
 namespace {
 
 constexpr float kLayerNormEps = 1e-5f;
-// The norm in front of a spatial transformer differs from the resnets' 1e-5 (atlas: common building blocks).
+// The norm in front of a spatial transformer differs from the resnets' 1e-5 (atlas: common building
+// blocks).
 constexpr float kSpatialNormEps = 1e-6f;
 constexpr int64_t kFeedForwardFactor = 4;
 
@@ -15,9 +16,11 @@ Resnet::Resnet(const Scope& scope, const ResnetConfig& config)
       conv1_(scope / "conv1", config.in, config.out),
       norm2_(scope / "norm2", config.out, config.groups, config.eps),
       conv2_(scope / "conv2", config.out, config.out) {
-    if (config.time_width) time_emb_proj_.emplace(scope / "time_emb_proj", config.time_width, config.out);
+    if (config.time_width)
+        time_emb_proj_.emplace(scope / "time_emb_proj", config.time_width, config.out);
     if (config.in != config.out)
-        conv_shortcut_.emplace(scope / "conv_shortcut", config.in, config.out, Conv2dOptions{.kernel = 1});
+        conv_shortcut_.emplace(scope / "conv_shortcut", config.in, config.out,
+                               Conv2dOptions{.kernel = 1});
 }
 
 Tensor Resnet::operator()(const Tensor& x, const Tensor& time) const {
@@ -27,20 +30,23 @@ Tensor Resnet::operator()(const Tensor& x, const Tensor& time) const {
     return conv2_(norm2_.then_silu(h), {.residual = conv_shortcut_ ? (*conv_shortcut_)(x) : x});
 }
 
-CrossAttention::CrossAttention(const Scope& scope, int64_t width, int64_t context_width, int64_t heads)
+CrossAttention::CrossAttention(const Scope& scope, int64_t width, int64_t context_width,
+                               int64_t heads)
     : heads_(heads),
       to_q_(scope / "to_q", width, width, false),
       to_k_(scope / "to_k", context_width, width, false),
       to_v_(scope / "to_v", context_width, width, false),
       to_out_(scope / "to_out" / 0, width, width) {}
 
-Tensor CrossAttention::operator()(const Tensor& x, const Tensor& context, const Tensor& residual) const {
+Tensor CrossAttention::operator()(const Tensor& x, const Tensor& context,
+                                  const Tensor& residual) const {
     const Tensor& source = context ? context : x;
-    return to_out_(attention(to_q_(x), to_k_(source), to_v_(source), {.heads = heads_}), {.residual = residual});
+    return to_out_(attention(to_q_(x), to_k_(source), to_v_(source), {.heads = heads_}),
+                   {.residual = residual});
 }
 
-TransformerBlock::TransformerBlock(const Scope& scope, int64_t width, int64_t context_width, int64_t heads,
-                                   bool only_cross_attention)
+TransformerBlock::TransformerBlock(const Scope& scope, int64_t width, int64_t context_width,
+                                   int64_t heads, bool only_cross_attention)
     : only_cross_attention_(only_cross_attention),
       norm1_(scope / "norm1", width, kLayerNormEps),
       attn1_(scope / "attn1", width, only_cross_attention ? context_width : width, heads),
@@ -67,15 +73,16 @@ SpatialTransformer::SpatialTransformer(const Scope& scope, const SpatialTransfor
         conv_out_.emplace(scope / "proj_out", channels, channels, Conv2dOptions{.kernel = 1});
     }
     for (int64_t i = 0; i < config.layers; ++i)
-        blocks_.emplace_back(scope / "transformer_blocks" / static_cast<int>(i), channels, config.context_width,
-                             config.heads, config.only_cross_attention);
+        blocks_.emplace_back(scope / "transformer_blocks" / static_cast<int>(i), channels,
+                             config.context_width, config.heads, config.only_cross_attention);
 }
 
 Tensor SpatialTransformer::operator()(const Tensor& x, const Tensor& context) const {
     const Tensor normed = norm_(x);
     Tensor h = linear_in_ ? (*linear_in_)(tokens(normed)) : tokens((*conv_in_)(normed));
     for (const TransformerBlock& block : blocks_) h = block(h, context);
-    if (linear_out_) return feature_map((*linear_out_)(h, {.residual = tokens(x)}), x.size(2), x.size(3));
+    if (linear_out_)
+        return feature_map((*linear_out_)(h, {.residual = tokens(x)}), x.size(2), x.size(3));
     return (*conv_out_)(feature_map(h, x.size(2), x.size(3)), {.residual = x});
 }
 

@@ -8,7 +8,8 @@
 
 namespace sde::nn {
 
-// GroupNorm, SiLU, conv3x3, (+ time embedding), GroupNorm, SiLU, conv3x3, + skip (He et al. 2016; Ho et al. 2020).
+// GroupNorm, SiLU, conv3x3, (+ time embedding), GroupNorm, SiLU, conv3x3, + skip (He et al. 2016;
+// Ho et al. 2020).
 struct ResnetConfig {
     int64_t in, out;
     int64_t time_width = 0;  // 0: no time embedding (autoencoders)
@@ -63,7 +64,8 @@ class TransformerBlock {
 struct SpatialTransformerConfig {
     int64_t channels, heads, layers, context_width;
     int64_t groups = 32;
-    bool linear_projection = false;  // proj_in / proj_out are Linear (SD2, SDXL) or 1x1 convolutions (SD1)
+    bool linear_projection =
+        false;  // proj_in / proj_out are Linear (SD2, SDXL) or 1x1 convolutions (SD1)
     bool only_cross_attention = false;
 };
 

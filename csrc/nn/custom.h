@@ -8,8 +8,8 @@
 
 namespace sde::nn {
 
-// A kernel's description with the shared state of its team. `run(spec, dst, team)` fills in the addresses from
-// dst->src and calls the kernel.
+// A kernel's description with the shared state of its team. `run(spec, dst, team)` fills in the
+// addresses from dst->src and calls the kernel.
 template <class Spec>
 struct CustomOp {
     Spec spec;
@@ -40,8 +40,8 @@ inline const float* source(const ggml_tensor* dst, int index) {
 
 // Adds a float32 operator with ggml axes `ne`.
 template <class Spec>
-ggml_tensor* custom(Graph& graph, const std::vector<int64_t>& ne, Sources& sources, const Spec& spec,
-                    void (*run)(Spec, const ggml_tensor*, kernels::Team&)) {
+ggml_tensor* custom(Graph& graph, const std::vector<int64_t>& ne, Sources& sources,
+                    const Spec& spec, void (*run)(Spec, const ggml_tensor*, kernels::Team&)) {
     auto* op = graph.keep<CustomOp<Spec>>();
     op->spec = spec;
     op->run = run;
@@ -53,8 +53,8 @@ ggml_tensor* custom(Graph& graph, const std::vector<int64_t>& ne, Sources& sourc
     int64_t full[4] = {1, 1, 1, 1};
     for (size_t i = 0; i < ne.size(); ++i) full[i] = ne[i];
     return ggml_custom_4d(graph.context(), GGML_TYPE_F32, full[0], full[1], full[2], full[3],
-                          sources.tensors().data(), static_cast<int>(sources.tensors().size()), call,
-                          GGML_N_TASKS_MAX, op);
+                          sources.tensors().data(), static_cast<int>(sources.tensors().size()),
+                          call, GGML_N_TASKS_MAX, op);
 }
 
 }  // namespace sde::nn

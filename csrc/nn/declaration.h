@@ -1,4 +1,5 @@
-// A source of parameters without values: turns a network's constructor into a list of what it asks for.
+// A source of parameters without values: turns a network's constructor into a list of what it asks
+// for.
 #pragma once
 
 #include <string>

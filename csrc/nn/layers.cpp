@@ -25,12 +25,15 @@ struct EpilogueSources {
 
 void check_epilogue(const Epilogue& epilogue, const Shape& output) {
     if (epilogue.residual) {
-        expect(epilogue.residual.shape() == output, "a residual must be " + output.text(), epilogue.residual);
-        expect(ggml_is_contiguous(epilogue.residual.raw()), "a residual must be contiguous", epilogue.residual);
+        expect(epilogue.residual.shape() == output, "a residual must be " + output.text(),
+               epilogue.residual);
+        expect(ggml_is_contiguous(epilogue.residual.raw()), "a residual must be contiguous",
+               epilogue.residual);
     }
     if (epilogue.batch_bias) {
         const Shape wanted{output[0], output.rank() == 4 ? output[1] : output[-1]};
-        expect(epilogue.batch_bias.shape() == wanted, "a batch bias must be " + wanted.text(), epilogue.batch_bias);
+        expect(epilogue.batch_bias.shape() == wanted, "a batch bias must be " + wanted.text(),
+               epilogue.batch_bias);
     }
 }
 
@@ -59,7 +62,6 @@ void run_linear(LinearSpec spec, const ggml_tensor* dst, kernels::Team& team) {
     spec.op.epilogue = spec.epilogue.resolve(dst);
     kernels::linear(spec.op, team);
 }
-
 
 void run_group_norm(kernels::GroupNorm op, const ggml_tensor* dst, kernels::Team& team) {
     op.input = source(dst, 0);
@@ -91,12 +93,14 @@ Conv2d::Conv2d(const Scope& scope, int64_t in, int64_t out, Conv2dOptions option
       bias_(options.bias ? scope.vector("bias", out) : nullptr) {}
 
 Tensor Conv2d::enlarged(const Tensor& x, int64_t height, int64_t width) const {
-    if (x.rank() == 4 && height == 2 * x.size(2) && width == 2 * x.size(3)) return apply(x, {}, true);
+    if (x.rank() == 4 && height == 2 * x.size(2) && width == 2 * x.size(3))
+        return apply(x, {}, true);
     return apply(resize_nearest(x, height, width), {}, false);
 }
 
 Tensor Conv2d::apply(const Tensor& x, const Epilogue& epilogue, bool upsample_2x) const {
-    expect(x.rank() == 4 && x.size(1) == in_, "a convolution takes [N, " + std::to_string(in_) + ", H, W]", x);
+    expect(x.rank() == 4 && x.size(1) == in_,
+           "a convolution takes [N, " + std::to_string(in_) + ", H, W]", x);
     Conv2dSpec spec{};
     kernels::Conv2d& op = spec.op;
     op.batch = x.size(0);
@@ -123,7 +127,8 @@ Tensor Conv2d::apply(const Tensor& x, const Epilogue& epilogue, bool upsample_2x
     sources.add(x);
     sources.add(weight_);
     spec.epilogue = EpilogueSources(sources, bias_, epilogue);
-    ggml_tensor* raw = custom(x.graph(), {shape[1], shape[3], shape[2], shape[0]}, sources, spec, run_conv2d);
+    ggml_tensor* raw =
+        custom(x.graph(), {shape[1], shape[3], shape[2], shape[0]}, sources, spec, run_conv2d);
     return {x.graph(), raw, shape};
 }
 
@@ -161,7 +166,8 @@ GroupNorm::GroupNorm(const Scope& scope, int64_t channels, int64_t groups, float
       gamma_(scope.vector("weight", channels)),
       beta_(scope.vector("bias", channels)) {
     if (groups <= 0 || channels % groups != 0)
-        throw Error(ErrorKind::Parameter, std::to_string(channels) + " channels cannot be parted into " +
+        throw Error(ErrorKind::Parameter, std::to_string(channels) +
+                                              " channels cannot be parted into " +
                                               std::to_string(groups) + " groups");
 }
 
@@ -184,7 +190,10 @@ Tensor GroupNorm::apply(const Tensor& x, bool silu) const {
 }
 
 LayerNorm::LayerNorm(const Scope& scope, int64_t width, float eps)
-    : width_(width), eps_(eps), gamma_(scope.vector("weight", width)), beta_(scope.vector("bias", width)) {}
+    : width_(width),
+      eps_(eps),
+      gamma_(scope.vector("weight", width)),
+      beta_(scope.vector("bias", width)) {}
 
 Tensor LayerNorm::operator()(const Tensor& x) const {
     expect(x.rank() <= 3 && x.size(-1) == width_,
@@ -215,7 +224,8 @@ Tensor Embedding::operator()(const Tensor& ids) const {
 
 Tensor Embedding::rows(Graph& graph, int64_t count) const {
     if (count > entries_)
-        throw Error(ErrorKind::Parameter, std::to_string(count) + " positions were asked for, the network has " +
+        throw Error(ErrorKind::Parameter, std::to_string(count) +
+                                              " positions were asked for, the network has " +
                                               std::to_string(entries_));
     ggml_context* context = graph.context();
     ggml_tensor* view = ggml_view_2d(context, weight_, width_, count, weight_->nb[1], 0);

@@ -1,5 +1,5 @@
-// Layers: typed members of a network, built from a Scope. Building one resolves its parameters; calling one adds
-// operators to a graph. Only layers know how a parameter is stored.
+// Layers: typed members of a network, built from a Scope. Building one resolves its parameters;
+// calling one adds operators to a graph. Only layers know how a parameter is stored.
 #pragma once
 
 #include "nn/ops.h"
@@ -7,7 +7,8 @@
 
 namespace sde::nn {
 
-// What happens to a layer's result before it is written: activation first, then the residual is added.
+// What happens to a layer's result before it is written: activation first, then the residual is
+// added.
 struct Epilogue {
     Tensor residual = {};    // same shape as the output
     Tensor batch_bias = {};  // [N, channels], added before the activation
@@ -25,8 +26,11 @@ struct Conv2dOptions {
 class Conv2d {
   public:
     Conv2d(const Scope& scope, int64_t in, int64_t out, Conv2dOptions options = {});
-    Tensor operator()(const Tensor& x, const Epilogue& epilogue = {}) const { return apply(x, epilogue, false); }
-    // The convolution of x enlarged to height x width by nearest neighbour; twice the size costs no copy.
+    Tensor operator()(const Tensor& x, const Epilogue& epilogue = {}) const {
+        return apply(x, epilogue, false);
+    }
+    // The convolution of x enlarged to height x width by nearest neighbour; twice the size costs no
+    // copy.
     Tensor enlarged(const Tensor& x, int64_t height, int64_t width) const;
 
   private:
@@ -40,7 +44,8 @@ class Conv2d {
 class Linear {
   public:
     Linear(const Scope& scope, int64_t in, int64_t out, bool bias = true);
-    // A linear layer whose file may hold it as a 1x1 convolution [out, in, 1, 1] is loaded as [out, in].
+    // A linear layer whose file may hold it as a 1x1 convolution [out, in, 1, 1] is loaded as [out,
+    // in].
     Tensor operator()(const Tensor& x, const Epilogue& epilogue = {}) const;
 
   private:
@@ -76,7 +81,8 @@ class Embedding {
   public:
     Embedding(const Scope& scope, int64_t entries, int64_t width);
     Tensor operator()(const Tensor& ids) const;  // [N, tokens] int32 -> [N, tokens, width]
-    Tensor rows(Graph& graph, int64_t count) const;  // the first `count` rows, [count, width] float32
+    Tensor rows(Graph& graph,
+                int64_t count) const;  // the first `count` rows, [count, width] float32
 
   private:
     int64_t entries_, width_;

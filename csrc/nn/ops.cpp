@@ -33,7 +33,8 @@ void run_concat(ConcatSpec spec, const ggml_tensor* dst, kernels::Team& team) {
     const int64_t end = spec.pixels * (team.rank() + 1) / team.size();
     for (int64_t p = begin; p < end; ++p) {
         std::memcpy(out + p * channels, a + p * spec.a_channels, spec.a_channels * sizeof(float));
-        std::memcpy(out + p * channels + spec.a_channels, b + p * spec.b_channels, spec.b_channels * sizeof(float));
+        std::memcpy(out + p * channels + spec.a_channels, b + p * spec.b_channels,
+                    spec.b_channels * sizeof(float));
     }
 }
 
@@ -71,7 +72,8 @@ void output(const std::string& name, const Tensor& x) {
     Graph& graph = x.graph();
     ggml_tensor* raw = x.raw();
     // A view or an input cannot carry the output flag itself.
-    if (raw->view_src || raw->op == GGML_OP_NONE || !ggml_is_contiguous(raw)) raw = ggml_cont(graph.context(), raw);
+    if (raw->view_src || raw->op == GGML_OP_NONE || !ggml_is_contiguous(raw))
+        raw = ggml_cont(graph.context(), raw);
     graph.add_output(name, raw, x.shape());
 }
 
@@ -96,15 +98,16 @@ Tensor reshape(const Tensor& x, const Shape& shape) {
 
 Tensor add(const Tensor& a, const Tensor& b) {
     if (b.rank() == 1)
-        expect(a.size(-1) == b.size(0) && a.rank() != 4, "a vector of " + std::to_string(b.size(0)) +
-               " is added to the last axis", a);
+        expect(a.size(-1) == b.size(0) && a.rank() != 4,
+               "a vector of " + std::to_string(b.size(0)) + " is added to the last axis", a);
     else
         expect_same(a, b, "add");
     return {a.graph(), ggml_add(a.graph().context(), a.raw(), b.raw()), a.shape()};
 }
 
 Tensor add_broadcast(const Tensor& a, const Tensor& b) {
-    const bool fits = a.rank() == 3 && b.rank() == 2 && a.size(1) == b.size(0) && a.size(2) == b.size(1);
+    const bool fits =
+        a.rank() == 3 && b.rank() == 2 && a.size(1) == b.size(0) && a.size(2) == b.size(1);
     expect(fits, "add_broadcast() adds " + b.shape().text() + " to [N, tokens, width]", a);
     return {a.graph(), ggml_add(a.graph().context(), a.raw(), b.raw()), a.shape()};
 }
@@ -124,19 +127,26 @@ Tensor scale(const Tensor& x, float factor) {
 Tensor activate(const Tensor& x, Activation activation) {
     ggml_context* context = x.graph().context();
     switch (activation) {
-        case Activation::None: return x;
-        case Activation::Silu: return {x.graph(), ggml_silu(context, x.raw()), x.shape()};
-        case Activation::Gelu: return {x.graph(), ggml_gelu_erf(context, x.raw()), x.shape()};
-        case Activation::GeluTanh: return {x.graph(), ggml_gelu(context, x.raw()), x.shape()};
-        case Activation::QuickGelu: return {x.graph(), ggml_gelu_quick(context, x.raw()), x.shape()};
+        case Activation::None:
+            return x;
+        case Activation::Silu:
+            return {x.graph(), ggml_silu(context, x.raw()), x.shape()};
+        case Activation::Gelu:
+            return {x.graph(), ggml_gelu_erf(context, x.raw()), x.shape()};
+        case Activation::GeluTanh:
+            return {x.graph(), ggml_gelu(context, x.raw()), x.shape()};
+        case Activation::QuickGelu:
+            return {x.graph(), ggml_gelu_quick(context, x.raw()), x.shape()};
     }
     return x;
 }
 
 Tensor concat_channels(const Tensor& a, const Tensor& b) {
     expect(a.rank() == 4, "concat_channels() takes feature maps", a);
-    const bool fits = b.rank() == 4 && a.size(0) == b.size(0) && a.size(2) == b.size(2) && a.size(3) == b.size(3);
-    expect(fits, "concat_channels() takes feature maps of one size, the first is " + a.shape().text(), b);
+    const bool fits =
+        b.rank() == 4 && a.size(0) == b.size(0) && a.size(2) == b.size(2) && a.size(3) == b.size(3);
+    expect(fits,
+           "concat_channels() takes feature maps of one size, the first is " + a.shape().text(), b);
     const Shape shape{a.size(0), a.size(1) + b.size(1), a.size(2), a.size(3)};
     Sources sources;
     sources.add(a);
@@ -147,19 +157,23 @@ Tensor concat_channels(const Tensor& a, const Tensor& b) {
 
 Tensor resize_nearest(const Tensor& x, int64_t height, int64_t width) {
     expect(x.rank() == 4 && height > 0 && width > 0, "resize_nearest() takes a feature map", x);
-    ggml_tensor* raw = ggml_interpolate(x.graph().context(), x.raw(), x.size(1), width, height, x.size(0),
-                                        GGML_SCALE_MODE_NEAREST);
+    ggml_tensor* raw = ggml_interpolate(x.graph().context(), x.raw(), x.size(1), width, height,
+                                        x.size(0), GGML_SCALE_MODE_NEAREST);
     return {x.graph(), raw, Shape{x.size(0), x.size(1), height, width}};
 }
 
 Tensor slice_last(const Tensor& x, int64_t start, int64_t count) {
-    expect((x.rank() == 2 || x.rank() == 3) && start >= 0 && count > 0 && start + count <= x.size(-1),
-           "entries " + std::to_string(start) + " to " + std::to_string(start + count) + " were asked for", x);
+    expect(
+        (x.rank() == 2 || x.rank() == 3) && start >= 0 && count > 0 && start + count <= x.size(-1),
+        "entries " + std::to_string(start) + " to " + std::to_string(start + count) +
+            " were asked for",
+        x);
     std::vector<int64_t> dims = x.shape().dims();
     dims.back() = count;
     ggml_tensor* raw = x.raw();
-    ggml_tensor* view = ggml_view_3d(x.graph().context(), raw, count, raw->ne[1], raw->ne[2], raw->nb[1], raw->nb[2],
-                                     static_cast<size_t>(start) * raw->nb[0]);
+    ggml_tensor* view =
+        ggml_view_3d(x.graph().context(), raw, count, raw->ne[1], raw->ne[2], raw->nb[1],
+                     raw->nb[2], static_cast<size_t>(start) * raw->nb[0]);
     return {x.graph(), view, Shape(dims)};
 }
 
@@ -174,8 +188,10 @@ Tensor geglu(const Tensor& x) {
     return {x.graph(), custom(x.graph(), axes(shape), sources, op, run_geglu), shape};
 }
 
-Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionOptions& options) {
-    expect(q.rank() == 3 && q.size(2) % options.heads == 0, "attention queries are [N, tokens, heads * head_dim]", q);
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                 const AttentionOptions& options) {
+    expect(q.rank() == 3 && q.size(2) % options.heads == 0,
+           "attention queries are [N, tokens, heads * head_dim]", q);
     const bool fits = k.rank() == 3 && k.size(0) == q.size(0) && k.size(2) == q.size(2);
     expect(fits, "attention keys must fit the queries " + q.shape().text(), k);
     expect_same(k, v, "attention keys and values");
@@ -191,7 +207,9 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Attent
     op.head_dim = q.size(2) / options.heads;
     op.q_len = q.size(1);
     op.kv_len = k.size(1);
-    const auto stride = [](const Tensor& x, int axis) { return static_cast<int64_t>(x.raw()->nb[axis] / sizeof(float)); };
+    const auto stride = [](const Tensor& x, int axis) {
+        return static_cast<int64_t>(x.raw()->nb[axis] / sizeof(float));
+    };
     op.q_token_stride = stride(q, 1);
     op.k_token_stride = stride(k, 1);
     op.v_token_stride = stride(v, 1);
@@ -204,7 +222,8 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Attent
     op.causal = options.causal;
     if (options.mask) {
         const Tensor& mask = options.mask;
-        const bool mask_fits = mask.rank() == 3 && (mask.size(0) == 1 || mask.size(0) == op.batch) &&
+        const bool mask_fits = mask.rank() == 3 &&
+                               (mask.size(0) == 1 || mask.size(0) == op.batch) &&
                                mask.size(1) == op.q_len && mask.size(2) == op.kv_len;
         expect(mask_fits, "an attention mask is [1 or N, query tokens, key tokens]", mask);
         op.mask_batch = mask.size(0);

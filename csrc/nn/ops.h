@@ -10,10 +10,11 @@ namespace sde::nn {
 
 using kernels::Activation;
 
-// Inputs and outputs of a graph. A rank 4 input is a feature map [N, C, H, W]; the caller sets and gets its
-// values channels last.
+// Inputs and outputs of a graph. A rank 4 input is a feature map [N, C, H, W]; the caller sets and
+// gets its values channels last.
 Tensor input(Graph& graph, const std::string& name, const Shape& shape);
-Tensor input_ids(Graph& graph, const std::string& name, const Shape& shape, int64_t limit);  // int32, [0, limit)
+Tensor input_ids(Graph& graph, const std::string& name, const Shape& shape,
+                 int64_t limit);  // int32, [0, limit)
 void output(const std::string& name, const Tensor& x);
 
 // [N, C, H, W] <-> [N, H * W, C]; free, as feature maps are channels last.
@@ -21,7 +22,7 @@ Tensor tokens(const Tensor& feature_map);
 Tensor feature_map(const Tensor& tokens, int64_t height, int64_t width);
 
 Tensor reshape(const Tensor& x, const Shape& shape);  // not for feature maps
-Tensor add(const Tensor& a, const Tensor& b);         // equal shapes, or b a vector of a's last axis
+Tensor add(const Tensor& a, const Tensor& b);  // equal shapes, or b a vector of a's last axis
 // b [tokens, width] is added to every batch entry of a [N, tokens, width].
 Tensor add_broadcast(const Tensor& a, const Tensor& b);
 // Rows of x seen as [N * tokens, width], by index [M] -> [M, width].
@@ -37,15 +38,18 @@ Tensor slice_last(const Tensor& x, int64_t start, int64_t count);
 // value * gelu(gate) for x = [value, gate] along the last axis (Shazeer 2020, arXiv 2002.05202).
 Tensor geglu(const Tensor& x);
 
-// Multi-head attention on [N, tokens, heads * head_dim]; keys and values may have another token count.
+// Multi-head attention on [N, tokens, heads * head_dim]; keys and values may have another token
+// count.
 struct AttentionOptions {
     int64_t heads = 1;
     bool causal = false;
     Tensor mask = {};  // added to the scores: [1 or N, query tokens, key tokens]
 };
-Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionOptions& options);
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                 const AttentionOptions& options);
 
-// Sinusoidal embedding [N] -> [N, width], cosines first, frequencies 10000^(-i / (width / 2)) (Ho et al. 2020).
+// Sinusoidal embedding [N] -> [N, width], cosines first, frequencies 10000^(-i / (width / 2)) (Ho
+// et al. 2020).
 Tensor timestep_embedding(const Tensor& timesteps, int64_t width);
 
 }  // namespace sde::nn

@@ -7,8 +7,8 @@
 
 namespace sde::nn {
 
-// A feature map [N, C, H, W] lies channels last in memory (ggml axes C, W, H, N); every other tensor lies in C order
-// of its shape. Only files in nn/ use raw().
+// A feature map [N, C, H, W] lies channels last in memory (ggml axes C, W, H, N); every other
+// tensor lies in C order of its shape. Only files in nn/ use raw().
 class Tensor {
   public:
     Tensor() = default;

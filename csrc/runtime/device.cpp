@@ -17,7 +17,8 @@ namespace sde {
 int physical_cores() {
     const int logical = std::max(1u, std::thread::hardware_concurrency());
 #ifdef __linux__
-    // Hyper-threads of one core share its arithmetic units, and kernels here keep those busy: count each core once.
+    // Hyper-threads of one core share its arithmetic units, and kernels here keep those busy: count
+    // each core once.
     cpu_set_t allowed;
     if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return logical;
     std::set<std::string> cores;
@@ -63,7 +64,8 @@ void Device::compute(ggml_cgraph* graph, const CancelCheck& cancel) {
         ggml_backend_cpu_set_abort_callback(backend_, ask, const_cast<CancelCheck*>(&cancel));
     const ggml_status status = ggml_backend_graph_compute(backend_, graph);
     ggml_backend_cpu_set_abort_callback(backend_, nullptr, nullptr);
-    // Between graphs the threads sleep: they would otherwise spin on cores that Python or another pipeline needs.
+    // Between graphs the threads sleep: they would otherwise spin on cores that Python or another
+    // pipeline needs.
     ggml_threadpool_pause(threadpool_);
     if (status == GGML_STATUS_ABORTED) throw Error(ErrorKind::Cancelled, "the run was cancelled");
     if (status == GGML_STATUS_ALLOC_FAILED)

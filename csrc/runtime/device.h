@@ -25,8 +25,8 @@ class Device {
     ggml_backend_t backend() const noexcept { return backend_; }
     int threads() const noexcept { return threads_; }
 
-    // Runs an allocated graph. Throws Cancelled when `cancel` says so, Device when the backend fails. Calls from
-    // several threads wait for each other.
+    // Runs an allocated graph. Throws Cancelled when `cancel` says so, Device when the backend
+    // fails. Calls from several threads wait for each other.
     void compute(ggml_cgraph* graph, const CancelCheck& cancel);
 
   private:

@@ -11,7 +11,8 @@ constexpr size_t kMaxNodes = 32768;
 }  // namespace
 
 Graph::Graph(std::shared_ptr<Device> device) : device_(std::move(device)) {
-    const size_t bytes = ggml_tensor_overhead() * kMaxNodes + ggml_graph_overhead_custom(kMaxNodes, false);
+    const size_t bytes =
+        ggml_tensor_overhead() * kMaxNodes + ggml_graph_overhead_custom(kMaxNodes, false);
     context_ = ggml_init({bytes, nullptr, true});
     if (!context_) throw Error(ErrorKind::OutOfMemory, "no memory for a graph's description");
     graph_ = ggml_new_graph_custom(context_, kMaxNodes, false);
@@ -22,7 +23,8 @@ Graph::~Graph() {
     ggml_free(context_);
 }
 
-ggml_tensor* Graph::add_input(const std::string& name, ggml_type type, const std::vector<int64_t>& ne) {
+ggml_tensor* Graph::add_input(const std::string& name, ggml_type type,
+                              const std::vector<int64_t>& ne) {
     ggml_tensor* tensor = ggml_new_tensor(context_, type, static_cast<int>(ne.size()), ne.data());
     ggml_set_name(tensor, name.c_str());
     ggml_set_input(tensor);
@@ -30,7 +32,8 @@ ggml_tensor* Graph::add_input(const std::string& name, ggml_type type, const std
     return tensor;
 }
 
-ggml_tensor* Graph::add_id_input(const std::string& name, const std::vector<int64_t>& ne, int64_t limit) {
+ggml_tensor* Graph::add_id_input(const std::string& name, const std::vector<int64_t>& ne,
+                                 int64_t limit) {
     id_limits_[name] = limit;
     return add_input(name, GGML_TYPE_I32, ne);
 }
@@ -56,23 +59,28 @@ void Graph::set_input(const std::string& name, ggml_type type, const void* data,
     if (it == inputs_.end())
         throw Error(ErrorKind::Parameter, "the network has no input '" + name + "'");
     if (type != it->second->type)
-        throw Error(ErrorKind::Parameter, "input '" + name + "' must hold " +
-                                              (it->second->type == GGML_TYPE_I32 ? "whole numbers (ids)" : "float32"));
+        throw Error(ErrorKind::Parameter,
+                    "input '" + name + "' must hold " +
+                        (it->second->type == GGML_TYPE_I32 ? "whole numbers (ids)" : "float32"));
     if (bytes != ggml_nbytes(it->second))
-        throw Error(ErrorKind::Parameter, "input '" + name + "' has " + std::to_string(bytes) + " bytes, expected " +
+        throw Error(ErrorKind::Parameter, "input '" + name + "' has " + std::to_string(bytes) +
+                                              " bytes, expected " +
                                               std::to_string(ggml_nbytes(it->second)));
     if (auto limit = id_limits_.find(name); limit != id_limits_.end()) {
         const auto* ids = static_cast<const int32_t*>(data);
         for (size_t i = 0; i < bytes / sizeof(int32_t); ++i)
             if (ids[i] < 0 || ids[i] >= limit->second)
-                throw Error(ErrorKind::Parameter, "'" + name + "' holds the id " + std::to_string(ids[i]) +
-                                                      "; this model knows 0 to " + std::to_string(limit->second - 1) +
-                                                      ". Is the tokenizer another model's?");
+                throw Error(ErrorKind::Parameter,
+                            "'" + name + "' holds the id " + std::to_string(ids[i]) +
+                                "; this model knows 0 to " + std::to_string(limit->second - 1) +
+                                ". Is the tokenizer another model's?");
     }
     ggml_backend_tensor_set(it->second, data, 0, bytes);
 }
 
-void Graph::compute(const CancelCheck& cancel) { device_->compute(graph_, cancel); }
+void Graph::compute(const CancelCheck& cancel) {
+    device_->compute(graph_, cancel);
+}
 
 void Graph::get_output(const std::string& name, void* data, size_t bytes) const {
     ggml_backend_tensor_get(outputs_.at(name), data, 0, bytes);

@@ -22,10 +22,13 @@ class Graph {
 
     ggml_context* context() const noexcept { return context_; }
 
-    // Building. An input keeps its memory only until its last reader has run, so it is set before every run.
+    // Building. An input keeps its memory only until its last reader has run, so it is set before
+    // every run.
     ggml_tensor* add_input(const std::string& name, ggml_type type, const std::vector<int64_t>& ne);
-    // An int32 input whose values must lie in [0, limit): ggml would abort the process on a row that is not there.
-    ggml_tensor* add_id_input(const std::string& name, const std::vector<int64_t>& ne, int64_t limit);
+    // An int32 input whose values must lie in [0, limit): ggml would abort the process on a row
+    // that is not there.
+    ggml_tensor* add_id_input(const std::string& name, const std::vector<int64_t>& ne,
+                              int64_t limit);
     // `shape` is the output's shape in torch order.
     void add_output(const std::string& name, ggml_tensor* tensor, const Shape& shape);
     // Keeps the description of a custom operator alive as long as the graph.
@@ -42,7 +45,8 @@ class Graph {
         return owned.get();
     }
 
-    // Plans the memory; no operator may be added afterwards. Throws OutOfMemory with the size that was asked for.
+    // Plans the memory; no operator may be added afterwards. Throws OutOfMemory with the size that
+    // was asked for.
     void allocate();
 
     // Running: set every input, compute, get the outputs.

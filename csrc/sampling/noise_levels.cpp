@@ -11,13 +11,15 @@ namespace {
 
 constexpr int kMaxTimesteps = 100000;
 
-// Evenly spaced float32 values, rounded as torch.linspace rounds them: from the near end, product and sum fused.
+// Evenly spaced float32 values, rounded as torch.linspace rounds them: from the near end, product
+// and sum fused.
 std::vector<float> linspace(float start, float end, int count) {
     const float step = count > 1 ? (end - start) / static_cast<float>(count - 1) : 0.0f;
     std::vector<float> values;
     for (int i = 0; i < count; ++i)
-        values.push_back(i < count / 2 || count == 1 ? std::fma(step, static_cast<float>(i), start)
-                                                     : std::fma(-step, static_cast<float>(count - 1 - i), end));
+        values.push_back(i < count / 2 || count == 1
+                             ? std::fma(step, static_cast<float>(i), start)
+                             : std::fma(-step, static_cast<float>(count - 1 - i), end));
     return values;
 }
 
@@ -28,7 +30,8 @@ std::vector<float> cosine_betas(int count) {
     };
     std::vector<float> betas;
     for (int i = 0; i < count; ++i) {
-        const double beta = 1.0 - kept(static_cast<double>(i + 1) / count) / kept(static_cast<double>(i) / count);
+        const double beta =
+            1.0 - kept(static_cast<double>(i + 1) / count) / kept(static_cast<double>(i) / count);
         betas.push_back(static_cast<float>(std::min(beta, 0.999)));
     }
     return betas;
@@ -36,10 +39,13 @@ std::vector<float> cosine_betas(int count) {
 
 std::vector<float> make_betas(const std::string& kind, double start, double end, int count) {
     if (kind == "squaredcos_cap_v2") return cosine_betas(count);
-    if (kind == "linear") return linspace(static_cast<float>(start), static_cast<float>(end), count);
+    if (kind == "linear")
+        return linspace(static_cast<float>(start), static_cast<float>(end), count);
     if (kind != "scaled_linear")
-        throw Error(ErrorKind::Parameter, "betas are scaled_linear, linear or squaredcos_cap_v2, not '" + kind + "'");
-    std::vector<float> betas = linspace(static_cast<float>(std::sqrt(start)), static_cast<float>(std::sqrt(end)), count);
+        throw Error(ErrorKind::Parameter,
+                    "betas are scaled_linear, linear or squaredcos_cap_v2, not '" + kind + "'");
+    std::vector<float> betas =
+        linspace(static_cast<float>(std::sqrt(start)), static_cast<float>(std::sqrt(end)), count);
     for (float& root : betas) root *= root;
     return betas;
 }
@@ -69,7 +75,8 @@ std::vector<float> rescale(const std::vector<float>& betas) {
 NoiseLevels::NoiseLevels(const std::string& kind, double beta_start, double beta_end, int count,
                          bool zero_terminal_snr) {
     if (count < 1 || count > kMaxTimesteps)
-        throw Error(ErrorKind::Parameter, "a model has 1 to 100000 training timesteps, not " + std::to_string(count));
+        throw Error(ErrorKind::Parameter,
+                    "a model has 1 to 100000 training timesteps, not " + std::to_string(count));
     const bool ordered = beta_start > 0 && beta_start <= beta_end && beta_end < 1;
     if (kind != "squaredcos_cap_v2" && !ordered)
         throw Error(ErrorKind::Parameter, "betas must satisfy 0 < start <= end < 1");
@@ -85,7 +92,8 @@ float NoiseLevels::sigma(float timestep) const {
     const float t = std::clamp(timestep, 0.0f, static_cast<float>(count() - 1));
     const int low = static_cast<int>(t), high = std::min(low + 1, count() - 1);
     const double part = t - static_cast<float>(low);
-    return static_cast<float>(std::exp((1.0 - part) * std::log(table_[low]) + part * std::log(table_[high])));
+    return static_cast<float>(
+        std::exp((1.0 - part) * std::log(table_[low]) + part * std::log(table_[high])));
 }
 
 float NoiseLevels::timestep(float sigma) const {
@@ -100,7 +108,8 @@ float NoiseLevels::sigma_linear(float timestep) const {
     const float t = std::clamp(timestep, 0.0f, static_cast<float>(count() - 1));
     const int low = static_cast<int>(t), high = std::min(low + 1, count() - 1);
     const double part = t - static_cast<float>(low);
-    return static_cast<float>(table_[low] + part * (static_cast<double>(table_[high]) - table_[low]));
+    return static_cast<float>(table_[low] +
+                              part * (static_cast<double>(table_[high]) - table_[low]));
 }
 
 }  // namespace sde::sampling

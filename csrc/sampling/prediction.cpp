@@ -10,10 +10,13 @@ Prediction Prediction::parse(const std::string& kind) {
     if (kind == "epsilon") return Prediction(Kind::Epsilon);
     if (kind == "v_prediction") return Prediction(Kind::Velocity);
     if (kind == "sample") return Prediction(Kind::Sample);
-    throw Error(ErrorKind::Parameter, "a prediction is epsilon, v_prediction or sample, not '" + kind + "'");
+    throw Error(ErrorKind::Parameter,
+                "a prediction is epsilon, v_prediction or sample, not '" + kind + "'");
 }
 
-float Prediction::input_scale(float sigma) const { return 1.0f / std::sqrt(sigma * sigma + 1.0f); }
+float Prediction::input_scale(float sigma) const {
+    return 1.0f / std::sqrt(sigma * sigma + 1.0f);
+}
 
 void Prediction::denoise(std::span<const float> x, std::span<const float> output, float sigma,
                          std::span<float> denoised) const {

@@ -15,8 +15,10 @@ class Prediction {
 
     // Factor from x to the network's input at this noise level.
     float input_scale(float sigma) const;
-    // The estimate of the clean latents from x and the network's output; `denoised` may be `output`.
-    void denoise(std::span<const float> x, std::span<const float> output, float sigma, std::span<float> denoised) const;
+    // The estimate of the clean latents from x and the network's output; `denoised` may be
+    // `output`.
+    void denoise(std::span<const float> x, std::span<const float> output, float sigma,
+                 std::span<float> denoised) const;
 
   private:
     enum class Kind { Epsilon, Velocity, Sample };

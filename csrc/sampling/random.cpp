@@ -10,9 +10,10 @@
 namespace sde::sampling {
 namespace {
 
-// From 16 values on, torch draws Box-Muller pairs in blocks of 16 with single precision logarithm, sine and cosine
-// after Cephes (S. Moshier, logf.c and sinf.c), eight lanes at a time. To get the same bits, the operations below are
-// rounded where torch's build rounds them: every product that is added to something is fused with the addition.
+// From 16 values on, torch draws Box-Muller pairs in blocks of 16 with single precision logarithm,
+// sine and cosine after Cephes (S. Moshier, logf.c and sinf.c), eight lanes at a time. To get the
+// same bits, the operations below are rounded where torch's build rounds them: every product that
+// is added to something is fused with the addition.
 constexpr int kBlock = 16;
 
 float cephes_log(float x) {
@@ -23,8 +24,9 @@ float cephes_log(float x) {
     const float carry = m < kSqrtHalf ? m : 0.0f;
     if (m < kSqrtHalf) exponent -= 1.0f;
     m = (m - 1.0f) + carry;
-    constexpr float kP[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,  -1.2420140846e-1f, 1.4249322787e-1f,
-                            -1.6668057665e-1f, 2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
+    constexpr float kP[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,
+                            -1.2420140846e-1f, 1.4249322787e-1f,  -1.6668057665e-1f,
+                            2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
     const float square = m * m;
     float y = kP[0];
     for (int i = 1; i < 9; ++i) y = std::fma(y, m, kP[i]);
@@ -61,7 +63,8 @@ SinCos cephes_sincos(float angle) {  // angle >= 0
 void box_muller(float* block) {
     for (int i = 0; i < kBlock / 2; ++i) {
         const float radius = std::sqrt(-2.0f * cephes_log(1.0f - block[i]));
-        const auto [sine, cosine] = cephes_sincos(static_cast<float>(2.0 * std::numbers::pi) * block[i + 8]);
+        const auto [sine, cosine] =
+            cephes_sincos(static_cast<float>(2.0 * std::numbers::pi) * block[i + 8]);
         block[i] = radius * cosine;
         block[i + 8] = radius * sine;
     }
@@ -73,7 +76,8 @@ void box_muller(float* block) {
 TorchCpuNormal::TorchCpuNormal(uint64_t seed) {
     words_[0] = static_cast<uint32_t>(seed);
     for (int i = 1; i < kWords; ++i)
-        words_[i] = 1812433253u * (words_[i - 1] ^ (words_[i - 1] >> 30)) + static_cast<uint32_t>(i);
+        words_[i] =
+            1812433253u * (words_[i - 1] ^ (words_[i - 1] >> 30)) + static_cast<uint32_t>(i);
 }
 
 uint32_t TorchCpuNormal::next_bits() {
@@ -92,7 +96,9 @@ uint32_t TorchCpuNormal::next_bits() {
     return y ^ (y >> 18);
 }
 
-float TorchCpuNormal::next_uniform() { return static_cast<float>(next_bits() & 0xffffffu) * 0x1p-24f; }
+float TorchCpuNormal::next_uniform() {
+    return static_cast<float>(next_bits() & 0xffffffu) * 0x1p-24f;
+}
 
 double TorchCpuNormal::next_uniform64() {
     const uint64_t high = next_bits();
@@ -120,7 +126,8 @@ void TorchCpuNormal::fill(std::span<float> out) {
     for (float& value : out) value = next_uniform();
     for (size_t i = 0; i + kBlock <= out.size(); i += kBlock) box_muller(out.data() + i);
     if (out.size() % kBlock == 0) return;
-    // The values of the last, incomplete block are drawn again, together with their left neighbours.
+    // The values of the last, incomplete block are drawn again, together with their left
+    // neighbours.
     float* last = out.data() + out.size() - kBlock;
     for (int i = 0; i < kBlock; ++i) last[i] = next_uniform();
     box_muller(last);
@@ -157,7 +164,8 @@ void TorchCpuNormal::restore(const std::string& state) {
     take(&position, sizeof(position));
     take(&has_second, 1);
     take(&second, sizeof(second));
-    if (position < 0 || position > kWords) throw Error(ErrorKind::Format, "a saved random state is damaged");
+    if (position < 0 || position > kWords)
+        throw Error(ErrorKind::Format, "a saved random state is damaged");
     position_ = position;
     second_ = has_second ? std::optional(second) : std::nullopt;
 }
@@ -168,7 +176,8 @@ NormalSource::NormalSource(const std::vector<uint64_t>& seeds) {
 
 void NormalSource::fill(std::span<float> out) {
     const size_t size = out.size() / generators_.size();
-    for (size_t i = 0; i < generators_.size(); ++i) generators_[i].fill(out.subspan(i * size, size));
+    for (size_t i = 0; i < generators_.size(); ++i)
+        generators_[i].fill(out.subspan(i * size, size));
 }
 
 std::string NormalSource::save() const {
@@ -181,7 +190,8 @@ void NormalSource::restore(const std::string& state) {
     const size_t size = generators_.empty() ? 0 : generators_[0].save().size();
     if (state.size() != size * generators_.size())
         throw Error(ErrorKind::Format, "a saved random state is for another number of pictures");
-    for (size_t i = 0; i < generators_.size(); ++i) generators_[i].restore(state.substr(i * size, size));
+    for (size_t i = 0; i < generators_.size(); ++i)
+        generators_[i].restore(state.substr(i * size, size));
 }
 
 }  // namespace sde::sampling

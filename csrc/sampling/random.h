@@ -24,14 +24,15 @@ class TorchCpuNormal {
 
   private:
     uint32_t next_bits();
-    float next_uniform();    // [0, 1), 24 bits
+    float next_uniform();     // [0, 1), 24 bits
     double next_uniform64();  // [0, 1), 53 bits
     double next_normal();
 
     static constexpr int kWords = 624;
     std::array<uint32_t, kWords> words_;
     int position_ = kWords;
-    std::optional<double> second_;  // Box-Muller makes two; torch keeps the other for the next short call
+    std::optional<double>
+        second_;  // Box-Muller makes two; torch keeps the other for the next short call
 };
 
 // One generator per picture, seeded seed, seed + 1, ...: a batch equals single runs.

@@ -38,8 +38,8 @@ Sampler::Sampler(Values x, std::vector<float> sigmas, NormalSource noise, Sample
         throw Error(ErrorKind::Parameter, "sigmas must be numbers from 0 up");
     for (size_t i = 1; i < sigmas_.size(); ++i)
         if (sigmas_[i] >= sigmas_[i - 1])
-            throw Error(ErrorKind::Parameter, "sigmas must fall: entry " + std::to_string(i) + " is " +
-                                                  std::to_string(sigmas_[i]) + " after " +
+            throw Error(ErrorKind::Parameter, "sigmas must fall: entry " + std::to_string(i) +
+                                                  " is " + std::to_string(sigmas_[i]) + " after " +
                                                   std::to_string(sigmas_[i - 1]));
     if (!finite(x_)) throw Error(ErrorKind::Numeric, "the start latents hold NaN or infinity");
 }
@@ -48,7 +48,8 @@ void Sampler::step(const Denoiser& denoiser) {
     if (done()) throw Error(ErrorKind::Parameter, "the run is finished; there is no step left");
     Values denoised(x_.size());
     evaluate(denoiser, x_, sigma(), denoised);
-    // Samplers with several evaluations per step change x_ after the last one, so a throwing denoiser leaves it.
+    // Samplers with several evaluations per step change x_ after the last one, so a throwing
+    // denoiser leaves it.
     denoised_.swap(denoised);
     try {
         advance(denoiser, sigmas_[index_], sigmas_[index_ + 1]);
@@ -57,15 +58,19 @@ void Sampler::step(const Denoiser& denoiser) {
         throw;
     }
     if (!finite(x_))
-        throw Error(ErrorKind::Numeric, "NaN or infinity in the latents after step " + std::to_string(index_ + 1));
+        throw Error(ErrorKind::Numeric,
+                    "NaN or infinity in the latents after step " + std::to_string(index_ + 1));
     ++index_;
 }
 
-void Sampler::evaluate(const Denoiser& denoiser, const Values& x, float sigma, Values& denoised) const {
+void Sampler::evaluate(const Denoiser& denoiser, const Values& x, float sigma,
+                       Values& denoised) const {
     denoiser(x, sigma, denoised);
     if (!finite(denoised))
-        throw Error(ErrorKind::Numeric, "the denoiser produced NaN or infinity at step " + std::to_string(index_ + 1) +
-                                            " of " + std::to_string(steps()) + " (sigma " + std::to_string(sigma) + ")");
+        throw Error(ErrorKind::Numeric, "the denoiser produced NaN or infinity at step " +
+                                            std::to_string(index_ + 1) + " of " +
+                                            std::to_string(steps()) + " (sigma " +
+                                            std::to_string(sigma) + ")");
 }
 
 void Sampler::add_noise(float scale) {
@@ -88,7 +93,9 @@ std::string Sampler::save() const {
 }
 
 void Sampler::restore(const std::string& state) {
-    const auto damaged = [] { return Error(ErrorKind::Format, "a saved run is damaged, or another run's"); };
+    const auto damaged = [] {
+        return Error(ErrorKind::Format, "a saved run is damaged, or another run's");
+    };
     size_t at = 0;
     const auto take = [&](void* data, size_t size) {
         if (size > state.size() - at) throw damaged();
@@ -112,10 +119,12 @@ void Sampler::restore(const std::string& state) {
     for (size_t i = 0; i < history().size(); ++i) *history()[i] = arrays[i + 2];
 }
 
-std::unique_ptr<Sampler> make_sampler(const std::string& name, std::vector<float> x, std::vector<float> sigmas,
-                                      NormalSource noise, SamplerOptions options) {
+std::unique_ptr<Sampler> make_sampler(const std::string& name, std::vector<float> x,
+                                      std::vector<float> sigmas, NormalSource noise,
+                                      SamplerOptions options) {
     const auto it = samplers().find(name);
-    if (it != samplers().end()) return it->second.make(std::move(x), std::move(sigmas), std::move(noise), options);
+    if (it != samplers().end())
+        return it->second.make(std::move(x), std::move(sigmas), std::move(noise), options);
     std::string known;
     for (const std::string& other : sampler_names()) known += (known.empty() ? "" : ", ") + other;
     throw Error(ErrorKind::Parameter, "there is no sampler '" + name + "'; known are " + known);

@@ -13,7 +13,8 @@
 namespace sde::sampling {
 
 // Fills `denoised` with the estimate of the clean latents for x at noise level sigma.
-using Denoiser = std::function<void(std::span<const float> x, float sigma, std::span<float> denoised)>;
+using Denoiser =
+    std::function<void(std::span<const float> x, float sigma, std::span<float> denoised)>;
 
 struct SamplerOptions {
     std::optional<float> eta;  // noise of ancestral samplers; absent = the sampler's own default
@@ -28,7 +29,8 @@ class Sampler {
     Sampler(Values x, std::vector<float> sigmas, NormalSource noise, SamplerOptions options);
     virtual ~Sampler() = default;
 
-    // One step. If the denoiser throws, the state is as before; NaN or infinity throws Numeric and names the step.
+    // One step. If the denoiser throws, the state is as before; NaN or infinity throws Numeric and
+    // names the step.
     void step(const Denoiser& denoiser);
 
     bool done() const noexcept { return index_ + 1 >= static_cast<int>(sigmas_.size()); }
@@ -38,7 +40,8 @@ class Sampler {
     std::span<const float> x() const noexcept { return x_; }
     std::span<const float> denoised() const noexcept { return denoised_; }
 
-    // Everything that the rest of the run depends on; a sampler made with the same arguments continues bit for bit.
+    // Everything that the rest of the run depends on; a sampler made with the same arguments
+    // continues bit for bit.
     std::string save() const;
     void restore(const std::string& state);
 
@@ -62,8 +65,9 @@ class Sampler {
 };
 
 // Throws Parameter for an unknown name, or when sigmas are not falling to 0.
-std::unique_ptr<Sampler> make_sampler(const std::string& name, std::vector<float> x, std::vector<float> sigmas,
-                                      NormalSource noise, SamplerOptions options);
+std::unique_ptr<Sampler> make_sampler(const std::string& name, std::vector<float> x,
+                                      std::vector<float> sigmas, NormalSource noise,
+                                      SamplerOptions options);
 
 std::vector<std::string> sampler_names();
 

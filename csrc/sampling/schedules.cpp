@@ -28,7 +28,9 @@ Schedule from_sigmas(const std::vector<double>& sigmas, const NoiseLevels& level
 }
 
 // i / (n - 1), and 0 for the only step of one.
-double along(int i, int n) { return n > 1 ? static_cast<double>(i) / (n - 1) : 0.0; }
+double along(int i, int n) {
+    return n > 1 ? static_cast<double>(i) / (n - 1) : 0.0;
+}
 
 // Evenly spaced timesteps from the last to 0, both included (k-diffusion's DiscreteSchedule).
 Schedule discrete(int n, const NoiseLevels& levels, const ScheduleOptions&) {
@@ -40,7 +42,8 @@ Schedule discrete(int n, const NoiseLevels& levels, const ScheduleOptions&) {
 // Evenly spaced timesteps from the last towards 0, which is left out (generative-models).
 Schedule sgm_uniform(int n, const NoiseLevels& levels, const ScheduleOptions&) {
     std::vector<double> t;
-    for (int i = 0; i < n; ++i) t.push_back((levels.count() - 1) * (1.0 - static_cast<double>(i) / n));
+    for (int i = 0; i < n; ++i)
+        t.push_back((levels.count() - 1) * (1.0 - static_cast<double>(i) / n));
     return from_timesteps(t, levels);
 }
 
@@ -48,7 +51,8 @@ Schedule sgm_uniform(int n, const NoiseLevels& levels, const ScheduleOptions&) {
 Schedule simple(int n, const NoiseLevels& levels, const ScheduleOptions&) {
     std::vector<double> sigmas;
     const double stride = static_cast<double>(levels.count()) / n;
-    for (int i = 0; i < n; ++i) sigmas.push_back(levels[levels.count() - 1 - static_cast<int>(i * stride)]);
+    for (int i = 0; i < n; ++i)
+        sigmas.push_back(levels[levels.count() - 1 - static_cast<int>(i * stride)]);
     return from_sigmas(sigmas, levels);
 }
 
@@ -57,7 +61,8 @@ Schedule karras(int n, const NoiseLevels& levels, const ScheduleOptions& options
     std::vector<double> sigmas;
     const double high = std::pow(levels.sigma_max(), 1.0 / options.rho);
     const double low = std::pow(levels.sigma_min(), 1.0 / options.rho);
-    for (int i = 0; i < n; ++i) sigmas.push_back(std::pow(high + along(i, n) * (low - high), options.rho));
+    for (int i = 0; i < n; ++i)
+        sigmas.push_back(std::pow(high + along(i, n) * (low - high), options.rho));
     return from_sigmas(sigmas, levels);
 }
 
@@ -69,17 +74,21 @@ Schedule exponential(int n, const NoiseLevels& levels, const ScheduleOptions&) {
     return from_sigmas(sigmas, levels);
 }
 
-// diffusers' timestep spacings (Lin et al. 2023, table 2), rounded and interpolated as its EulerDiscreteScheduler does.
-Schedule spaced(std::vector<double> timesteps, const NoiseLevels& levels, bool variance_preserving) {
+// diffusers' timestep spacings (Lin et al. 2023, table 2), rounded and interpolated as its
+// EulerDiscreteScheduler does.
+Schedule spaced(std::vector<double> timesteps, const NoiseLevels& levels,
+                bool variance_preserving) {
     Schedule schedule;
     for (double t : timesteps) {
         if (t < 0 || t > levels.count() - 1)
-            throw Error(ErrorKind::Parameter, "this many steps lead to timestep " + std::to_string(static_cast<int>(t)) +
-                                                  ", outside of the model's 0 to " + std::to_string(levels.count() - 1));
+            throw Error(ErrorKind::Parameter,
+                        "this many steps lead to timestep " + std::to_string(static_cast<int>(t)) +
+                            ", outside of the model's 0 to " + std::to_string(levels.count() - 1));
         schedule.timesteps.push_back(static_cast<float>(t));
         schedule.sigmas.push_back(levels.sigma_linear(static_cast<float>(t)));
     }
-    if (variance_preserving) schedule.initial_scale = std::sqrt(schedule.sigmas[0] * schedule.sigmas[0] + 1.0f);
+    if (variance_preserving)
+        schedule.initial_scale = std::sqrt(schedule.sigmas[0] * schedule.sigmas[0] + 1.0f);
     return schedule;
 }
 
@@ -92,7 +101,8 @@ Schedule leading(int n, const NoiseLevels& levels, const ScheduleOptions& option
 
 Schedule linspace(int n, const NoiseLevels& levels, const ScheduleOptions&) {
     std::vector<double> t;
-    for (int i = n - 1; i >= 0; --i) t.push_back(static_cast<float>((levels.count() - 1) * along(i, n)));
+    for (int i = n - 1; i >= 0; --i)
+        t.push_back(static_cast<float>((levels.count() - 1) * along(i, n)));
     return spaced(t, levels, false);
 }
 
@@ -104,23 +114,28 @@ Schedule trailing(int n, const NoiseLevels& levels, const ScheduleOptions&) {
     return spaced(t, levels, false);
 }
 
-const std::map<std::string, Schedule (*)(int, const NoiseLevels&, const ScheduleOptions&)> kSchedules = {
-    {"discrete", discrete}, {"karras", karras},   {"exponential", exponential}, {"sgm_uniform", sgm_uniform},
-    {"simple", simple},     {"leading", leading}, {"linspace", linspace},       {"trailing", trailing},
+const std::map<std::string, Schedule (*)(int, const NoiseLevels&, const ScheduleOptions&)>
+    kSchedules = {
+        {"discrete", discrete},       {"karras", karras},     {"exponential", exponential},
+        {"sgm_uniform", sgm_uniform}, {"simple", simple},     {"leading", leading},
+        {"linspace", linspace},       {"trailing", trailing},
 };
 
 }  // namespace
 
-Schedule make_schedule(const std::string& name, int steps, const NoiseLevels& levels, const ScheduleOptions& options) {
+Schedule make_schedule(const std::string& name, int steps, const NoiseLevels& levels,
+                       const ScheduleOptions& options) {
     const auto it = kSchedules.find(name);
     if (it == kSchedules.end()) {
         std::string known;
-        for (const std::string& other : schedule_names()) known += (known.empty() ? "" : ", ") + other;
-        throw Error(ErrorKind::Parameter, "there is no schedule '" + name + "'; known are " + known);
+        for (const std::string& other : schedule_names())
+            known += (known.empty() ? "" : ", ") + other;
+        throw Error(ErrorKind::Parameter,
+                    "there is no schedule '" + name + "'; known are " + known);
     }
     if (steps < 1 || steps > levels.count())
-        throw Error(ErrorKind::Parameter, "steps must be 1 to " + std::to_string(levels.count()) + ", not " +
-                                              std::to_string(steps));
+        throw Error(ErrorKind::Parameter, "steps must be 1 to " + std::to_string(levels.count()) +
+                                              ", not " + std::to_string(steps));
     Schedule schedule = it->second(steps, levels, options);
     if (schedule.initial_scale == 0.0f) schedule.initial_scale = schedule.sigmas[0];
     schedule.sigmas.push_back(0.0f);

@@ -15,13 +15,15 @@ struct Schedule {
 };
 
 struct ScheduleOptions {
-    float rho = 7.0f;       // karras
-    int steps_offset = 0;   // leading
+    float rho = 7.0f;      // karras
+    int steps_offset = 0;  // leading
 };
 
-// Known names: discrete, karras, exponential, sgm_uniform, simple, and diffusers' three timestep spacings leading,
-// linspace and trailing. Throws Parameter for an unknown name or a number of steps that it is not defined for.
-Schedule make_schedule(const std::string& name, int steps, const NoiseLevels& levels, const ScheduleOptions& options);
+// Known names: discrete, karras, exponential, sgm_uniform, simple, and diffusers' three timestep
+// spacings leading, linspace and trailing. Throws Parameter for an unknown name or a number of
+// steps that it is not defined for.
+Schedule make_schedule(const std::string& name, int steps, const NoiseLevels& levels,
+                       const ScheduleOptions& options);
 
 std::vector<std::string> schedule_names();
 

@@ -7,7 +7,8 @@
 namespace sde {
 namespace {
 
-// One direction of an autoencoder as a map between two pixel grids whose sizes have the ratio in_scale : out_scale.
+// One direction of an autoencoder as a map between two pixel grids whose sizes have the ratio
+// in_scale : out_scale.
 struct Direction {
     Runner& runner;
     std::string input, output;
@@ -25,11 +26,13 @@ struct Direction {
 // Start positions of tiles of `size` that cover [0, total), the last one flush with the end.
 std::vector<int64_t> tile_starts(int64_t total, int64_t size, int64_t overlap) {
     std::vector<int64_t> starts{0};
-    while (starts.back() + size < total) starts.push_back(std::min(starts.back() + size - overlap, total - size));
+    while (starts.back() + size < total)
+        starts.push_back(std::min(starts.back() + size - overlap, total - size));
     return starts;
 }
 
-// A weight that rises linearly over the overlap at every side that has a neighbour; tiles are blended by it.
+// A weight that rises linearly over the overlap at every side that has a neighbour; tiles are
+// blended by it.
 std::vector<float> ramp(int64_t size, int64_t overlap, bool before, bool after) {
     std::vector<float> weights(static_cast<size_t>(size), 1.0f);
     for (int64_t i = 0; i < overlap; ++i) {
@@ -40,21 +43,24 @@ std::vector<float> ramp(int64_t size, int64_t overlap, bool before, bool after) 
     return weights;
 }
 
-HostArray cut(const HostArray& whole, int64_t n, int64_t top, int64_t left, int64_t height, int64_t width) {
+HostArray cut(const HostArray& whole, int64_t n, int64_t top, int64_t left, int64_t height,
+              int64_t width) {
     const int64_t channels = whole.shape[1], rows = whole.shape[2], columns = whole.shape[3];
     HostArray piece;
     piece.shape = Shape{1, channels, height, width};
     piece.floats.resize(static_cast<size_t>(channels * height * width));
     for (int64_t c = 0; c < channels; ++c)
         for (int64_t y = 0; y < height; ++y) {
-            const float* from = whole.floats.data() + ((n * channels + c) * rows + top + y) * columns + left;
+            const float* from =
+                whole.floats.data() + ((n * channels + c) * rows + top + y) * columns + left;
             std::copy(from, from + width, piece.floats.data() + (c * height + y) * width);
         }
     return piece;
 }
 
 // Blends the tiles of picture `n` into `out`, which gets its shape from the first tile.
-void run_tiled(const Direction& run, const HostArray& in, int64_t n, const Tiling& tiling, HostArray& out) {
+void run_tiled(const Direction& run, const HostArray& in, int64_t n, const Tiling& tiling,
+               HostArray& out) {
     const int64_t in_s = run.in_scale, out_s = run.out_scale;
     const int64_t h = in.shape[2] / in_s, w = in.shape[3] / in_s;
     const int64_t tile_h = std::min(tiling.size, h), tile_w = std::min(tiling.size, w);
@@ -76,7 +82,8 @@ void run_tiled(const Direction& run, const HostArray& in, int64_t n, const Tilin
     };
     for (int64_t top : tile_starts(h, tile_h, tiling.overlap))
         for (int64_t left : tile_starts(w, tile_w, tiling.overlap)) {
-            const HostArray tile = run(cut(in, n, top * in_s, left * in_s, tile_h * in_s, tile_w * in_s));
+            const HostArray tile =
+                run(cut(in, n, top * in_s, left * in_s, tile_h * in_s, tile_w * in_s));
             if (out.floats.empty()) {
                 out.shape = Shape{in.shape[0], tile.shape[1], rows, columns};
                 out.floats.assign(static_cast<size_t>(out.shape.elements()), 0.0f);
@@ -86,14 +93,19 @@ void run_tiled(const Direction& run, const HostArray& in, int64_t n, const Tilin
     const int64_t channels = out.shape[1];
     float* picture = out.floats.data() + n * channels * rows * columns;
     for (int64_t c = 0; c < channels; ++c)
-        for (int64_t i = 0; i < rows * columns; ++i) picture[c * rows * columns + i] /= weight_sum[i];
+        for (int64_t i = 0; i < rows * columns; ++i)
+            picture[c * rows * columns + i] /= weight_sum[i];
 }
 
 HostArray run_all(const Direction& run, const HostArray& in, const Tiling& tiling) {
-    if (in.shape.rank() != 4) throw Error(ErrorKind::Parameter, "an autoencoder takes [N, C, H, W], not " + in.shape.text());
+    if (in.shape.rank() != 4)
+        throw Error(ErrorKind::Parameter,
+                    "an autoencoder takes [N, C, H, W], not " + in.shape.text());
     if (in.shape[2] % run.in_scale || in.shape[3] % run.in_scale)
-        throw Error(ErrorKind::Parameter, "width and height must be multiples of " + std::to_string(run.in_scale) +
-                                              ", not " + std::to_string(in.shape[3]) + " x " + std::to_string(in.shape[2]));
+        throw Error(ErrorKind::Parameter, "width and height must be multiples of " +
+                                              std::to_string(run.in_scale) + ", not " +
+                                              std::to_string(in.shape[3]) + " x " +
+                                              std::to_string(in.shape[2]));
     if (tiling.size < 0 || tiling.overlap < 0 || (tiling.size && 2 * tiling.overlap > tiling.size))
         throw Error(ErrorKind::Parameter, "tiles may overlap by at most half of their size");
     const int64_t h = in.shape[2] / run.in_scale, w = in.shape[3] / run.in_scale;
@@ -113,13 +125,13 @@ HostArray run_all(const Direction& run, const HostArray& in, const Tiling& tilin
 
 }  // namespace
 
-HostArray decode_latents(Runner& decoder, const HostArray& latents, int64_t factor, const Tiling& tiling,
-                         const CancelCheck& cancel) {
+HostArray decode_latents(Runner& decoder, const HostArray& latents, int64_t factor,
+                         const Tiling& tiling, const CancelCheck& cancel) {
     return run_all({decoder, "latents", "image", 1, factor, cancel}, latents, tiling);
 }
 
-HostArray encode_image(Runner& encoder, const HostArray& image, int64_t factor, const Tiling& tiling,
-                       const CancelCheck& cancel) {
+HostArray encode_image(Runner& encoder, const HostArray& image, int64_t factor,
+                       const Tiling& tiling, const CancelCheck& cancel) {
     return run_all({encoder, "image", "moments", factor, 1, cancel}, image, tiling);
 }
 

@@ -11,13 +11,14 @@ struct Tiling {
     int64_t overlap = 0;
 };
 
-// Latents are as the network has them, not yet scaled for the denoiser. `factor` is pixels per latent (8 for the KL
-// autoencoders). Pictures of a batch are done one after the other: on a CPU that is as fast and takes 1 / N memory.
-HostArray decode_latents(Runner& decoder, const HostArray& latents, int64_t factor, const Tiling& tiling,
-                         const CancelCheck& cancel);
+// Latents are as the network has them, not yet scaled for the denoiser. `factor` is pixels per
+// latent (8 for the KL autoencoders). Pictures of a batch are done one after the other: on a CPU
+// that is as fast and takes 1 / N memory.
+HostArray decode_latents(Runner& decoder, const HostArray& latents, int64_t factor,
+                         const Tiling& tiling, const CancelCheck& cancel);
 
 // Image [N, 3, H, W] in -1..1 -> moments [N, 2 * latent channels, H / factor, W / factor].
-HostArray encode_image(Runner& encoder, const HostArray& image, int64_t factor, const Tiling& tiling,
-                       const CancelCheck& cancel);
+HostArray encode_image(Runner& encoder, const HostArray& image, int64_t factor,
+                       const Tiling& tiling, const CancelCheck& cancel);
 
 }  // namespace sde

@@ -12,14 +12,16 @@ namespace {
 constexpr size_t kGraphsKept = 2;
 
 // [N, C, pixels] <-> [N, pixels, C] for one feature map.
-void to_channels_last(const float* in, float* out, int64_t batch, int64_t channels, int64_t pixels) {
+void to_channels_last(const float* in, float* out, int64_t batch, int64_t channels,
+                      int64_t pixels) {
     for (int64_t n = 0; n < batch; ++n)
         for (int64_t c = 0; c < channels; ++c)
             for (int64_t p = 0; p < pixels; ++p)
                 out[(n * pixels + p) * channels + c] = in[(n * channels + c) * pixels + p];
 }
 
-void to_channels_first(const float* in, float* out, int64_t batch, int64_t channels, int64_t pixels) {
+void to_channels_first(const float* in, float* out, int64_t batch, int64_t channels,
+                       int64_t pixels) {
     for (int64_t n = 0; n < batch; ++n)
         for (int64_t c = 0; c < channels; ++c)
             for (int64_t p = 0; p < pixels; ++p)
@@ -48,7 +50,8 @@ Runner::Compiled& Runner::compiled(const HostArrays& inputs, const networks::Opt
         cache_.splice(cache_.begin(), cache_, it);
         return cache_.front();
     }
-    while (cache_.size() >= kGraphsKept) cache_.pop_back();  // before building: its memory is needed
+    while (cache_.size() >= kGraphsKept)
+        cache_.pop_back();  // before building: its memory is needed
     Compiled fresh;
     fresh.key = key;
     fresh.graph = std::make_unique<Graph>(device_);
@@ -60,19 +63,23 @@ Runner::Compiled& Runner::compiled(const HostArrays& inputs, const networks::Opt
     return cache_.front();
 }
 
-HostArrays Runner::run(const HostArrays& inputs, const networks::Options& options, const CancelCheck& cancel) {
+HostArrays Runner::run(const HostArrays& inputs, const networks::Options& options,
+                       const CancelCheck& cancel) {
     std::lock_guard lock(mutex_);
     Compiled& current = compiled(inputs, options);
     for (const auto& [name, array] : inputs) {
         if (!array.ids.empty()) {
-            current.graph->set_input(name, GGML_TYPE_I32, array.ids.data(), array.ids.size() * sizeof(int32_t));
+            current.graph->set_input(name, GGML_TYPE_I32, array.ids.data(),
+                                     array.ids.size() * sizeof(int32_t));
         } else if (array.shape.rank() == 4) {
             staging_.resize(array.floats.size());
             to_channels_last(array.floats.data(), staging_.data(), array.shape[0], array.shape[1],
                              array.shape[2] * array.shape[3]);
-            current.graph->set_input(name, GGML_TYPE_F32, staging_.data(), staging_.size() * sizeof(float));
+            current.graph->set_input(name, GGML_TYPE_F32, staging_.data(),
+                                     staging_.size() * sizeof(float));
         } else {
-            current.graph->set_input(name, GGML_TYPE_F32, array.floats.data(), array.floats.size() * sizeof(float));
+            current.graph->set_input(name, GGML_TYPE_F32, array.floats.data(),
+                                     array.floats.size() * sizeof(float));
         }
     }
     current.graph->compute(cancel);
@@ -85,21 +92,25 @@ HostArrays Runner::run(const HostArrays& inputs, const networks::Options& option
         if (shape.rank() == 4) {
             staging_.resize(array.floats.size());
             current.graph->get_output(name, staging_.data(), bytes);
-            to_channels_first(staging_.data(), array.floats.data(), shape[0], shape[1], shape[2] * shape[3]);
+            to_channels_first(staging_.data(), array.floats.data(), shape[0], shape[1],
+                              shape[2] * shape[3]);
         } else {
             current.graph->get_output(name, array.floats.data(), bytes);
         }
-        if (!std::all_of(array.floats.begin(), array.floats.end(), [](float v) { return std::isfinite(v); }))
+        if (!std::all_of(array.floats.begin(), array.floats.end(),
+                         [](float v) { return std::isfinite(v); }))
             report_not_finite(name);
     }
     return outputs;
 }
 
 void Runner::report_not_finite(const std::string& output) const {
-    std::string message = "the " + kind_ + " network produced NaN or infinity in '" + output + "'. ";
+    std::string message =
+        "the " + kind_ + " network produced NaN or infinity in '" + output + "'. ";
     if (auto name = store_->first_not_finite())
-        throw Error(ErrorKind::Weights, message + "Its parameter '" + *name +
-                                            "' holds NaN or infinity: the file is damaged; download it again");
+        throw Error(ErrorKind::Weights,
+                    message + "Its parameter '" + *name +
+                        "' holds NaN or infinity: the file is damaged; download it again");
     throw Error(ErrorKind::Numeric, message + "Its parameters are finite; look at the inputs");
 }
 

@@ -26,12 +26,15 @@ using HostArrays = std::map<std::string, HostArray>;
 
 class Runner {
   public:
-    // Resolves every parameter at once, so that a missing one is an error here and not in the middle of a picture.
+    // Resolves every parameter at once, so that a missing one is an error here and not in the
+    // middle of a picture.
     Runner(const std::string& kind, const Config& config, std::shared_ptr<WeightStore> store,
            std::shared_ptr<Device> device);
 
-    // One evaluation. Throws Numeric when an output is not finite, Parameter when the inputs do not fit.
-    HostArrays run(const HostArrays& inputs, const networks::Options& options, const CancelCheck& cancel);
+    // One evaluation. Throws Numeric when an output is not finite, Parameter when the inputs do not
+    // fit.
+    HostArrays run(const HostArrays& inputs, const networks::Options& options,
+                   const CancelCheck& cancel);
 
     // Frees the graphs; the next run builds them again.
     void release();

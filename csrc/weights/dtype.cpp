@@ -10,8 +10,8 @@
 namespace sde {
 namespace {
 
-// OCP 8-bit floating point (Micikevicius et al. 2022, arXiv 2209.05433). e4m3: bias 7, no infinity, NaN is all ones.
-// e5m2: bias 15, IEEE-like infinity and NaN.
+// OCP 8-bit floating point (Micikevicius et al. 2022, arXiv 2209.05433). e4m3: bias 7, no infinity,
+// NaN is all ones. e5m2: bias 15, IEEE-like infinity and NaN.
 float decode_f8(uint8_t bits, int exponent_bits, bool ieee_specials) {
     const int mantissa_bits = 7 - exponent_bits;
     const int bias = (1 << (exponent_bits - 1)) - 1;
@@ -55,9 +55,10 @@ DType DType::parse(const std::string& name) {
         const bool real = type == GGML_TYPE_F32 || traits->to_float;
         if (lower == name && real) return {type, Foreign::None};
     }
-    throw Error(ErrorKind::Weights, "tensor type '" + name +
-                                        "' cannot hold parameters; expected f32, f16, bf16, f64, "
-                                        "f8_e4m3, f8_e5m2 or a quantized type such as q8_0 or q4_k");
+    throw Error(ErrorKind::Weights,
+                "tensor type '" + name +
+                    "' cannot hold parameters; expected f32, f16, bf16, f64, "
+                    "f8_e4m3, f8_e5m2 or a quantized type such as q8_0 or q4_k");
 }
 
 int64_t DType::block_elements() const {
@@ -66,9 +67,12 @@ int64_t DType::block_elements() const {
 
 size_t DType::block_bytes() const {
     switch (foreign) {
-        case Foreign::None: return ggml_type_size(type);
-        case Foreign::F64: return 8;
-        default: return 1;
+        case Foreign::None:
+            return ggml_type_size(type);
+        case Foreign::F64:
+            return 8;
+        default:
+            return 1;
     }
 }
 
@@ -88,10 +92,12 @@ void to_float(const DType& dtype, const void* source, float* out, int64_t count)
         case DType::Foreign::F8E4M3:
         case DType::Foreign::F8E5M2: {
             const auto& table = f8_table(dtype.foreign == DType::Foreign::F8E5M2);
-            for (int64_t i = 0; i < count; ++i) out[i] = table[static_cast<const uint8_t*>(source)[i]];
+            for (int64_t i = 0; i < count; ++i)
+                out[i] = table[static_cast<const uint8_t*>(source)[i]];
             return;
         }
-        case DType::Foreign::None: break;
+        case DType::Foreign::None:
+            break;
     }
     if (dtype.type == GGML_TYPE_F32)
         std::memcpy(out, source, static_cast<size_t>(count) * 4);
@@ -99,8 +105,10 @@ void to_float(const DType& dtype, const void* source, float* out, int64_t count)
         ggml_get_type_traits(dtype.type)->to_float(source, out, count);
 }
 
-void from_float(ggml_type type, const float* source, void* out, int64_t rows, int64_t row_elements) {
-    // ggml_quantize_chunk also writes f32, f16 and bf16; it needs no importance matrix for the types we write.
+void from_float(ggml_type type, const float* source, void* out, int64_t rows,
+                int64_t row_elements) {
+    // ggml_quantize_chunk also writes f32, f16 and bf16; it needs no importance matrix for the
+    // types we write.
     ggml_quantize_chunk(type, source, out, 0, rows, row_elements, nullptr);
 }
 

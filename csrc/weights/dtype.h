@@ -15,7 +15,8 @@ struct DType {
     ggml_type type = GGML_TYPE_F32;  // what the tensor becomes in memory
     Foreign foreign = Foreign::None;
 
-    // From names such as "f16", "f8_e4m3", "q4_0"; throws Weights for one that cannot hold parameters.
+    // From names such as "f16", "f8_e4m3", "q4_0"; throws Weights for one that cannot hold
+    // parameters.
     static DType parse(const std::string& name);
 
     int64_t block_elements() const;

@@ -28,13 +28,15 @@ namespace {
 #ifdef _WIN32
 
 MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
-    file_ = CreateFileW(path.c_str(), GENERIC_READ, FILE_SHARE_READ, nullptr, OPEN_EXISTING, 0, nullptr);
+    file_ = CreateFileW(path.c_str(), GENERIC_READ, FILE_SHARE_READ, nullptr, OPEN_EXISTING, 0,
+                        nullptr);
     if (file_ == INVALID_HANDLE_VALUE) fail(path, "cannot be opened for reading");
     LARGE_INTEGER size;
     GetFileSizeEx(file_, &size);
     size_ = static_cast<uint64_t>(size.QuadPart);
     mapping_ = size_ ? CreateFileMappingW(file_, nullptr, PAGE_READONLY, 0, 0, nullptr) : nullptr;
-    data_ = mapping_ ? static_cast<uint8_t*>(MapViewOfFile(mapping_, FILE_MAP_READ, 0, 0, 0)) : nullptr;
+    data_ =
+        mapping_ ? static_cast<uint8_t*>(MapViewOfFile(mapping_, FILE_MAP_READ, 0, 0, 0)) : nullptr;
     if (!data_) {
         if (mapping_) CloseHandle(mapping_);
         CloseHandle(file_);
@@ -53,7 +55,7 @@ MappedFile::~MappedFile() {
 MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
     const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (file < 0) fail(path, std::string("cannot be opened for reading: ") + std::strerror(errno));
-    struct stat info {};
+    struct stat info{};
     if (fstat(file, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size <= 0) {
         close(file);
         fail(path, "is empty or not a regular file");
@@ -66,7 +68,9 @@ MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
     data_ = static_cast<uint8_t*>(data);
 }
 
-MappedFile::~MappedFile() { munmap(data_, size_); }
+MappedFile::~MappedFile() {
+    munmap(data_, size_);
+}
 
 #endif
 

@@ -11,12 +11,16 @@ namespace {
 
 constexpr size_t kAlignment = 64;  // a cache line
 
-[[noreturn]] void fail(const std::string& message) { throw Error(ErrorKind::Weights, message); }
+[[noreturn]] void fail(const std::string& message) {
+    throw Error(ErrorKind::Weights, message);
+}
 
 }  // namespace
 
 void TensorSource::validate(const std::string& name) const {
-    if (shape.rank() > 4) fail("'" + name + "' has " + std::to_string(shape.rank()) + " axes; at most 4 are supported");
+    if (shape.rank() > 4)
+        fail("'" + name + "' has " + std::to_string(shape.rank()) +
+             " axes; at most 4 are supported");
     uint64_t elements = 1;
     for (int64_t dim : shape.dims()) {
         if (dim <= 0 || elements > (uint64_t{1} << 48) / static_cast<uint64_t>(dim))
@@ -30,15 +34,16 @@ void TensorSource::validate(const std::string& name) const {
     if (strides.empty()) {
         if (dtype.bytes(static_cast<int64_t>(elements)) != nbytes)
             fail("'" + name + "' " + shape.text() + " needs " +
-                 std::to_string(dtype.bytes(static_cast<int64_t>(elements))) + " bytes, the file gives it " +
-                 std::to_string(nbytes));
+                 std::to_string(dtype.bytes(static_cast<int64_t>(elements))) +
+                 " bytes, the file gives it " + std::to_string(nbytes));
         return;
     }
     if (block != 1 || static_cast<int>(strides.size()) != shape.rank())
         fail("'" + name + "' has strides that do not fit its shape " + shape.text());
     uint64_t last = 0;
     for (int i = 0; i < shape.rank(); ++i) {
-        if (strides[i] < 0 || strides[i] > (int64_t{1} << 48)) fail("'" + name + "' has an impossible stride");
+        if (strides[i] < 0 || strides[i] > (int64_t{1} << 48))
+            fail("'" + name + "' has an impossible stride");
         last += static_cast<uint64_t>(shape[i] - 1) * static_cast<uint64_t>(strides[i]);
     }
     if ((last + 1) * dtype.block_bytes() > nbytes)
@@ -89,14 +94,15 @@ void WeightStore::add(const std::string& name, TensorSource source) {
 ggml_tensor* WeightStore::make_tensor(ggml_type type, const Shape& shape, const std::string& name) {
     // Contexts hold tensor headers only; they are added in chunks as parameters are resolved.
     constexpr size_t kTensorsPerContext = 256;
-    if (contexts_.empty() ||
-        ggml_used_mem(contexts_.back()) + ggml_tensor_overhead() > ggml_get_mem_size(contexts_.back())) {
-        ggml_context* context = ggml_init({ggml_tensor_overhead() * kTensorsPerContext, nullptr, true});
+    if (contexts_.empty() || ggml_used_mem(contexts_.back()) + ggml_tensor_overhead() >
+                                 ggml_get_mem_size(contexts_.back())) {
+        ggml_context* context =
+            ggml_init({ggml_tensor_overhead() * kTensorsPerContext, nullptr, true});
         if (!context) throw Error(ErrorKind::OutOfMemory, "no memory for tensor headers");
         contexts_.push_back(context);
     }
-    // A matrix keeps its two axes; a kernel [out, in, kh, kw] becomes the matrix [out, in * kh * kw], so that every
-    // quantized type fits it in place.
+    // A matrix keeps its two axes; a kernel [out, in, kh, kw] becomes the matrix [out, in * kh *
+    // kw], so that every quantized type fits it in place.
     const int64_t rows = shape.rank() > 1 ? shape[0] : 1;
     ggml_tensor* tensor = ggml_new_tensor_2d(contexts_.back(), type, shape.elements() / rows, rows);
     ggml_set_name(tensor, name.substr(name.size() > 60 ? name.size() - 60 : 0).c_str());
@@ -116,21 +122,25 @@ ggml_tensor* WeightStore::parameter(const std::string& name, const Shape& shape,
     Entry& entry = it->second;
     const TensorSource& source = entry.source;
     if (!(source.shape == shape))
-        fail("the parameter '" + name + "' has shape " + source.shape.text() + ", expected " + shape.text());
+        fail("the parameter '" + name + "' has shape " + source.shape.text() + ", expected " +
+             shape.text());
     if (entry.tensor) return entry.tensor;
 
     const uint8_t* bytes = entry.file->bytes(source.offset, source.nbytes);
-    const bool plain = source.strides.empty() && !source.transpose && source.dtype.foreign == DType::Foreign::None;
+    const bool plain =
+        source.strides.empty() && !source.transpose && source.dtype.foreign == DType::Foreign::None;
     ggml_type type = use == Use::Vector ? GGML_TYPE_F32 : source.dtype.type;
-    // Files may quantize a tensor as one long run (reshaped to rows of 256), so that a block spans two of our rows;
-    // such a parameter is held as f16 instead.
+    // Files may quantize a tensor as one long run (reshaped to rows of 256), so that a block spans
+    // two of our rows; such a parameter is held as f16 instead.
     const int64_t row_elements = shape.rank() > 1 ? shape.elements() / shape[0] : shape.elements();
     if (row_elements % ggml_blck_size(type) != 0) type = GGML_TYPE_F16;
-    // Blocks of quantized types hold 16-bit fields at most; an odd address (possible in a safetensors file) is copied.
+    // Blocks of quantized types hold 16-bit fields at most; an odd address (possible in a
+    // safetensors file) is copied.
     const size_t natural = type == GGML_TYPE_F32 ? 4 : 2;
     ggml_tensor* tensor = make_tensor(type, shape, name);
     if (plain && type == source.dtype.type && reinterpret_cast<uintptr_t>(bytes) % natural == 0) {
-        tensor->data = const_cast<uint8_t*>(bytes);  // the mapping is read-only; graphs never write parameters
+        tensor->data =
+            const_cast<uint8_t*>(bytes);  // the mapping is read-only; graphs never write parameters
         mapped_bytes_ += source.nbytes;
     } else if (plain && type == source.dtype.type) {
         tensor->data = own(source.nbytes);

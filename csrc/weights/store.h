@@ -23,21 +23,24 @@ struct TensorSource {
     DType dtype;
     Shape shape;
     std::vector<int64_t> strides;  // in elements; empty = contiguous
-    bool transpose = false;        // the file holds the transpose of a matrix [rows, columns] = shape
+    bool transpose = false;  // the file holds the transpose of a matrix [rows, columns] = shape
 
-    // Checks that shape, type, strides and byte count agree; throws Weights otherwise. `name` is for the message.
+    // Checks that shape, type, strides and byte count agree; throws Weights otherwise. `name` is
+    // for the message.
     void validate(const std::string& name) const;
     // The values as float32 in C order of `shape`, from the mapped bytes.
     std::vector<float> read(const uint8_t* bytes) const;
 };
 
-// How a layer wants a parameter: a vector is always float32; a matrix or kernel is used in the file's type.
+// How a layer wants a parameter: a vector is always float32; a matrix or kernel is used in the
+// file's type.
 enum class Use { Vector, Matrix };
 
 class ParameterSource {
   public:
     virtual ~ParameterSource() = default;
-    // The parameter as a ggml tensor with data (reversed axes). Throws Weights when it is missing or mis-shaped.
+    // The parameter as a ggml tensor with data (reversed axes). Throws Weights when it is missing
+    // or mis-shaped.
     virtual ggml_tensor* parameter(const std::string& name, const Shape& shape, Use use) = 0;
     virtual bool has(const std::string& name) const = 0;
 };
@@ -48,17 +51,20 @@ class WeightStore : public ParameterSource {
     WeightStore();
     ~WeightStore() override;
 
-    // Registers a tensor under its canonical name. Nothing is read yet but the file's mapping is checked.
+    // Registers a tensor under its canonical name. Nothing is read yet but the file's mapping is
+    // checked.
     void add(const std::string& name, TensorSource source);
 
     ggml_tensor* parameter(const std::string& name, const Shape& shape, Use use) override;
     bool has(const std::string& name) const override { return entries_.count(name) != 0; }
 
-    // Bytes that the store owns (converted parameters) and bytes mapped from files and used in place.
+    // Bytes that the store owns (converted parameters) and bytes mapped from files and used in
+    // place.
     size_t owned_bytes() const noexcept { return owned_bytes_; }
     size_t mapped_bytes() const noexcept { return mapped_bytes_; }
 
-    // The first registered parameter that holds NaN or infinity, if any: to explain a NaN that a network produced.
+    // The first registered parameter that holds NaN or infinity, if any: to explain a NaN that a
+    // network produced.
     std::optional<std::string> first_not_finite() const;
 
   private:

@@ -18,8 +18,9 @@ void write(const std::string& path, uint64_t offset, const void* data, size_t by
     file.write(static_cast<const char*>(data), static_cast<std::streamsize>(bytes));
     file.flush();
     if (!file)
-        throw Error(ErrorKind::Output, path + ": " + std::to_string(bytes) + " bytes could not be written (" +
-                                           std::strerror(errno) + "); is the disk full?");
+        throw Error(ErrorKind::Output, path + ": " + std::to_string(bytes) +
+                                           " bytes could not be written (" + std::strerror(errno) +
+                                           "); is the disk full?");
 }
 
 // Calls work(begin, end) on parts of [0, count) that start at multiples of `step`.
@@ -29,22 +30,24 @@ void in_parallel(int64_t count, int64_t step, int threads, Work work) {
     const int64_t used = std::clamp<int64_t>(steps, 1, threads);
     std::vector<std::thread> team;
     for (int64_t i = 1; i < used; ++i)
-        team.emplace_back([=] { work(steps * i / used * step, std::min(count, steps * (i + 1) / used * step)); });
+        team.emplace_back(
+            [=] { work(steps * i / used * step, std::min(count, steps * (i + 1) / used * step)); });
     work(0, std::min(count, steps / used * step));
     for (std::thread& thread : team) thread.join();
 }
 
 }  // namespace
 
-uint64_t transcode(const TensorSource& source, const std::string& path, uint64_t offset, const DType& dtype,
-                   int threads) {
+uint64_t transcode(const TensorSource& source, const std::string& path, uint64_t offset,
+                   const DType& dtype, int threads) {
     source.validate("the tensor");
     const int64_t elements = source.shape.elements();
     const int64_t row = source.shape.rank() > 1 ? elements / source.shape[0] : elements;
     if (dtype.foreign != DType::Foreign::None || ggml_quantize_requires_imatrix(dtype.type))
         throw Error(ErrorKind::Weights, "this type can be read but not written");
     if (row % dtype.block_elements() != 0)
-        throw Error(ErrorKind::Weights, "rows of " + std::to_string(row) + " values do not fit into blocks of " +
+        throw Error(ErrorKind::Weights, "rows of " + std::to_string(row) +
+                                            " values do not fit into blocks of " +
                                             std::to_string(dtype.block_elements()));
     const MappedFile file{std::filesystem::path(source.path)};
     const uint8_t* bytes = file.bytes(source.offset, source.nbytes);
@@ -57,9 +60,11 @@ uint64_t transcode(const TensorSource& source, const std::string& path, uint64_t
 
     const int team = threads > 0 ? threads : physical_cores();
     std::vector<uint8_t> out(out_bytes);
-    ggml_quantize_init(dtype.type);  // the tables are made once, not by the threads at the same time
+    ggml_quantize_init(
+        dtype.type);  // the tables are made once, not by the threads at the same time
     if (plain) {
-        // Rows are read and written by the same thread; parts start where a block of either type starts.
+        // Rows are read and written by the same thread; parts start where a block of either type
+        // starts.
         const int64_t in_block = source.dtype.block_elements();
         int64_t rows_per_step = 1;
         while (rows_per_step * row % in_block != 0) ++rows_per_step;
@@ -67,14 +72,16 @@ uint64_t transcode(const TensorSource& source, const std::string& path, uint64_t
             std::vector<float> values(static_cast<size_t>(rows_per_step * row));
             for (int64_t r = begin; r < end; r += rows_per_step) {
                 const int64_t rows = std::min(rows_per_step, end - r);
-                to_float(source.dtype, bytes + source.dtype.bytes(r * row), values.data(), rows * row);
+                to_float(source.dtype, bytes + source.dtype.bytes(r * row), values.data(),
+                         rows * row);
                 from_float(dtype.type, values.data(), out.data() + dtype.bytes(r * row), rows, row);
             }
         });
     } else {
         const std::vector<float> values = source.read(bytes);
         in_parallel(elements / row, 1, team, [&](int64_t begin, int64_t end) {
-            from_float(dtype.type, values.data() + begin * row, out.data() + dtype.bytes(begin * row), end - begin, row);
+            from_float(dtype.type, values.data() + begin * row,
+                       out.data() + dtype.bytes(begin * row), end - begin, row);
         });
     }
     write(path, offset, out.data(), out_bytes);

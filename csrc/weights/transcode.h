@@ -7,10 +7,11 @@
 
 namespace sde {
 
-// Writes the tensor as `dtype` at `offset` of the existing file `path` and returns the bytes written. A tensor that
-// already has the type is copied bit for bit. Rows are converted by `threads` threads (0: one per physical core).
-// Throws Weights for types that cannot be written, Output when writing fails.
-uint64_t transcode(const TensorSource& source, const std::string& path, uint64_t offset, const DType& dtype,
-                   int threads);
+// Writes the tensor as `dtype` at `offset` of the existing file `path` and returns the bytes
+// written. A tensor that already has the type is copied bit for bit. Rows are converted by
+// `threads` threads (0: one per physical core). Throws Weights for types that cannot be written,
+// Output when writing fails.
+uint64_t transcode(const TensorSource& source, const std::string& path, uint64_t offset,
+                   const DType& dtype, int threads);
 
 }  // namespace sde

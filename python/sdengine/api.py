@@ -36,8 +36,9 @@ def load(
         model: a GGUF, safetensors or torch checkpoint file, or a diffusers folder.
         vae: a file or folder whose autoencoder replaces the model's, or completes it.
         text_encoders: the same for text encoders: a path, a list, or a mapping from component names.
-        tokenizer: a folder with ``vocab.json`` and ``merges.txt``, a ``tokenizer.json``, or a tokenizer; None looks in the
-            GGUF, in the model's folder, beside the file and in the hub cache.
+        tokenizer: a folder with ``vocab.json`` and ``merges.txt``, a ``tokenizer.json``, or a
+            tokenizer; None looks in the GGUF, in the model's folder, beside the file and in the hub
+            cache.
         family: take the model for a member of this family instead of finding out.
         device: a name from :func:`sdengine.devices`, or ``"auto"``.
         threads: CPU threads; 0 takes one per physical core.

@@ -71,15 +71,7 @@ class TextEncoder:
             ParameterError: a prompt is too long, or an argument is out of range.
         """
         texts = [*prompts, *negatives]
-        literal = weighting == "diffusers"
-        rows = [
-            prompt.chunk(
-                self.tokenizer,
-                prompt.literal(text) if literal else prompt.parse(text),
-                **({"max_chunks": 1, "truncate": True} if literal else {}),
-            )
-            for text in texts
-        ]
+        rows = [self._chunk(text, weighting) for text in texts]
         chunks = prompt.equalize(*rows)
         ids = np.concatenate([c.ids for c in chunks])
         needs_empty = weighting == "comfyui" and any(np.any(c.weights != 1) for c in chunks)
@@ -101,7 +93,14 @@ class TextEncoder:
         split = len(prompts)
         return Conditioning(stacked[:split], stacked[split:] if negatives else None)
 
-    def _run(self, ids: Array, clip_skip: int, cancel: _core.CancelToken | None) -> Array:
+    def _chunk(self, text: str, weighting: str) -> prompt.Chunks:
+        if weighting == "diffusers":
+            return prompt.chunk(self.tokenizer, prompt.literal(text), max_chunks=1, truncate=True)
+        return prompt.chunk(self.tokenizer, prompt.parse(text))
+
+    def _run(
+        self, ids: NDArray[np.int32], clip_skip: int, cancel: _core.CancelToken | None
+    ) -> Array:
         layers = int(self.config["layers"])
         if not 1 <= clip_skip <= layers:
             raise ParameterError(f"clip_skip must be 1 to {layers} for this model, not {clip_skip}")
@@ -132,7 +131,11 @@ class Autoencoder:
     def decode(
         self, latents: Array, tile: int | None = None, cancel: _core.CancelToken | None = None
     ) -> Array:
-        """Latents ``[N, C, h, w]``, scaled as the denoiser sees them, to pictures ``[N, 3, 8 h, 8 w]`` in about -1..1."""
+        """Latents ``[N, C, h, w]``, scaled as the denoiser sees them, to pictures in about -1..1.
+
+        Returns:
+            float32 ``[N, 3, 8 h, 8 w]``.
+        """
         size, overlap = self._tiling(latents.shape[2] * latents.shape[3], tile)
         plain = np.ascontiguousarray(latents / self.scale + self.shift, np.float32)
         return _core.decode_latents(self.decoder, plain, self.factor, size, overlap, cancel)

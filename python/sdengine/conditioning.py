@@ -38,7 +38,9 @@ class Conditioning:
         if self.batch_size == count:
             return self
         if self.batch_size != 1:
-            raise ParameterError(f"{self.batch_size} prompts do not fit {count} pictures; give one prompt or {count}")
+            raise ParameterError(
+                f"{self.batch_size} prompts do not fit {count} pictures; give one prompt or {count}"
+            )
         negative = self.negative_context
         return Conditioning(
             np.repeat(self.context, count, axis=0),

@@ -122,12 +122,16 @@ class Pipeline:
         if len(negatives) == 1:
             negatives *= len(prompts)
         if len(negatives) != len(prompts):
-            raise ParameterError(f"{len(negatives)} negative prompts do not fit {len(prompts)} prompts")
+            raise ParameterError(
+                f"{len(negatives)} negative prompts do not fit {len(prompts)} prompts"
+            )
         return self._text.encode(
             prompts, negatives, clip_skip=clip_skip or 1, weighting=weighting, cancel=cancel
         )
 
-    def predict(self, latents: Array, timestep: float | Sequence[float], cond: Conditioning) -> Array:
+    def predict(
+        self, latents: Array, timestep: float | Sequence[float], cond: Conditioning
+    ) -> Array:
         """One raw evaluation of the denoiser, without guidance.
 
         Args:

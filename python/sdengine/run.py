@@ -50,7 +50,9 @@ class Run:
             latents = noise.normal(shape)
         elif list(latents.shape) != shape:
             raise ParameterError(f"latents must have the shape {shape}, not {list(latents.shape)}")
-        guided = parameters.guidance_scale != 1.0 and cond.negative_context is not None
+        negative = {} if cond.negative_context is None else {"context": cond.negative_context}
+        if parameters.guidance_scale == 1.0:
+            negative = {}  # one evaluation a step instead of two
         self._run = _core.DenoiseRun(
             denoiser,
             sampler=parameters.sampler,
@@ -61,7 +63,7 @@ class Run:
             seeds=parameters.seeds,
             noise_state=noise.save(),
             positive={"context": cond.context},
-            negative={"context": cond.negative_context} if guided else {},
+            negative=negative,
             guidance_scale=parameters.guidance_scale,
             guidance_rescale=parameters.guidance_rescale,
             eta=parameters.eta,

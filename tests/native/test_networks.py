@@ -27,11 +27,13 @@ CLIP = {
 }
 
 
-def make_store(path: Path, config: dict[str, object] = CLIP, scale: float = 0.1) -> _core.WeightStore:
+def make_store(
+    path: Path, config: dict[str, object] = CLIP, scale: float = 0.1
+) -> _core.WeightStore:
     """A store with random float32 weights for a CLIP text encoder."""
     store, random, offset = _core.WeightStore(), np.random.default_rng(0), 0
     with path.open("wb") as file:
-        for name, shape in _core.parameters("clip_text", config):
+        for _, shape in _core.parameters("clip_text", config):
             values = (random.standard_normal(shape) * scale).astype(np.float32)
             file.write(values.tobytes())
     for name, shape in _core.parameters("clip_text", config):
@@ -111,7 +113,13 @@ def test_overflow_is_reported(tmp_path: Path) -> None:
 
 
 def test_cancel_from_another_thread(tmp_path: Path) -> None:
-    config = {**CLIP, "hidden_size": 512, "intermediate_size": 2048, "layers": 8, "max_positions": 512}
+    config = {
+        **CLIP,
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "layers": 8,
+        "max_positions": 512,
+    }
     network = make_network(tmp_path / "w", config, 0.02)
     token = _core.CancelToken()
     threading.Timer(0.05, token.cancel).start()
@@ -124,7 +132,13 @@ def test_cancel_from_another_thread(tmp_path: Path) -> None:
 
 
 def test_the_gil_is_released(tmp_path: Path) -> None:
-    config = {**CLIP, "hidden_size": 512, "intermediate_size": 2048, "layers": 6, "max_positions": 512}
+    config = {
+        **CLIP,
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "layers": 6,
+        "max_positions": 512,
+    }
     network = make_network(tmp_path / "w", config, 0.02)
     done = threading.Event()
     ticks = 0

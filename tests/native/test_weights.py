@@ -39,7 +39,9 @@ def transcode(tmp_path: Path, values: np.ndarray, dtype: str, **changes: object)
     out = tmp_path / "out.bin"
     out.write_bytes(b"")
     source = {**write(tmp_path / "in.bin", values), **changes}
-    written = _core.transcode(**source, dst_path=str(out), dst_offset=64, dst_dtype=dtype, threads=3)
+    written = _core.transcode(
+        **source, dst_path=str(out), dst_offset=64, dst_dtype=dtype, threads=3
+    )
     blob = np.fromfile(out, np.uint8)[64:]
     assert blob.size == written
     return blob
@@ -57,7 +59,9 @@ def test_transcode_equals_the_gguf_package(tmp_path: Path, values: np.ndarray, d
 
 
 @pytest.mark.parametrize("dtype", sorted(K_QUANTS))
-def test_k_quants_are_read_back_by_the_gguf_package(tmp_path: Path, values: np.ndarray, dtype: str) -> None:
+def test_k_quants_are_read_back_by_the_gguf_package(
+    tmp_path: Path, values: np.ndarray, dtype: str
+) -> None:
     blob = transcode(tmp_path, values, dtype).reshape(37, -1)
     back = gguf.quants.dequantize(blob, gguf_type(dtype))
     assert np.linalg.norm(back - values) / np.linalg.norm(values) < K_QUANTS[dtype]
@@ -71,14 +75,23 @@ def test_f32_and_f16_are_copied_bit_for_bit(tmp_path: Path, values: np.ndarray) 
     assert transcode(tmp_path, values.astype(np.float64), "f32").tobytes() == values.tobytes()
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("f8_e4m3", torch.float8_e4m3fn), ("f8_e5m2", torch.float8_e5m2)])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("f8_e4m3", torch.float8_e4m3fn), ("f8_e5m2", torch.float8_e5m2)]
+)
 def test_every_fp8_value(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     codes = np.arange(256, dtype=np.uint8)
     (tmp_path / "in.bin").write_bytes(codes.tobytes())
     out = tmp_path / "out.bin"
     out.write_bytes(b"")
     _core.transcode(
-        name, [256], str(tmp_path / "in.bin"), 0, 256, dst_path=str(out), dst_offset=0, dst_dtype="f32"
+        name,
+        [256],
+        str(tmp_path / "in.bin"),
+        0,
+        256,
+        dst_path=str(out),
+        dst_offset=0,
+        dst_dtype="f32",
     )
     expected = torch.from_numpy(codes).view(dtype).float().numpy()
     assert np.array_equal(np.fromfile(out, np.float32), expected, equal_nan=True)
@@ -97,7 +110,9 @@ def test_threads_do_not_change_the_bytes(tmp_path: Path, values: np.ndarray) -> 
     for threads in (1, 2, 5):
         out = tmp_path / f"{threads}.bin"
         out.write_bytes(b"")
-        _core.transcode(**source, dst_path=str(out), dst_offset=0, dst_dtype="q4_k", threads=threads)
+        _core.transcode(
+            **source, dst_path=str(out), dst_offset=0, dst_dtype="q4_k", threads=threads
+        )
         blobs.append(out.read_bytes())
     assert blobs[0] == blobs[1] == blobs[2]
 
@@ -116,7 +131,9 @@ def test_threads_do_not_change_the_bytes(tmp_path: Path, values: np.ndarray) -> 
         ({"dtype": "q4_0", "shape": [37, 16]}, "blocks of 32"),
     ],
 )
-def test_sources_that_lie(tmp_path: Path, values: np.ndarray, changes: dict[str, object], message: str) -> None:
+def test_sources_that_lie(
+    tmp_path: Path, values: np.ndarray, changes: dict[str, object], message: str
+) -> None:
     store = _core.WeightStore()
     with pytest.raises(WeightsError, match=message):
         store.add("w", **{**write(tmp_path / "in.bin", values), **changes})
@@ -142,7 +159,9 @@ def test_files_that_lie(tmp_path: Path, values: np.ndarray) -> None:
 def test_unwritable_target(tmp_path: Path, values: np.ndarray) -> None:
     source = write(tmp_path / "in.bin", values)
     with pytest.raises(OutputError, match="could not be written"):
-        _core.transcode(**source, dst_path=str(tmp_path / "no" / "out"), dst_offset=0, dst_dtype="f16")
+        _core.transcode(
+            **source, dst_path=str(tmp_path / "no" / "out"), dst_offset=0, dst_dtype="f16"
+        )
     with pytest.raises(WeightsError, match="not written"):
         out = tmp_path / "out.bin"
         out.write_bytes(b"")

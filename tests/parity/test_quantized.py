@@ -60,12 +60,16 @@ def test_unet(wide_folder: Path, tmp_path: Path, weight_type: str) -> None:
     latents = np.random.default_rng(1).standard_normal((2, 4, 8, 8)).astype(np.float32)
     cond = pipe.encode_prompt(["a red circle", "a fox"])
     with torch.no_grad():
-        expected = reference(torch.tensor(latents), 300.0, torch.tensor(cond.context)).sample.numpy()
+        expected = reference(
+            torch.tensor(latents), 300.0, torch.tensor(cond.context)
+        ).sample.numpy()
     assert relative_error(pipe.predict(latents, 300.0, cond), expected) <= LIMIT
 
 
 @pytest.mark.parametrize("weight_type", ["f16", "q8_0"])
-def test_whole_model_stays_close_to_float32(wide_folder: Path, tmp_path: Path, weight_type: str) -> None:
+def test_whole_model_stays_close_to_float32(
+    wide_folder: Path, tmp_path: Path, weight_type: str
+) -> None:
     path = tmp_path / "model.gguf"
     sdengine.convert(wide_folder, path, weight_type=weight_type)
     options = {"width": 64, "height": 64, "steps": 4, "sampler": "euler", "seed": 3}

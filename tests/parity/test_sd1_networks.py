@@ -12,7 +12,12 @@ from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import sdengine
-from tests.models import write_allinone_gguf, write_city96_gguf, write_ldm_ckpt, write_ldm_safetensors
+from tests.models import (
+    write_allinone_gguf,
+    write_city96_gguf,
+    write_ldm_ckpt,
+    write_ldm_safetensors,
+)
 
 from .conftest import relative_error
 
@@ -24,13 +29,17 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def reference_unet(folder: Path, latents: np.ndarray, timestep: float, context: np.ndarray) -> np.ndarray:
+def reference_unet(
+    folder: Path, latents: np.ndarray, timestep: float, context: np.ndarray
+) -> np.ndarray:
     unet = UNet2DConditionModel.from_pretrained(folder / "unet").eval()
     with torch.no_grad():
         return unet(torch.tensor(latents), timestep, torch.tensor(context)).sample.numpy()
 
 
-@pytest.mark.parametrize("size", [(1, 16, 16), (2, 16, 24), (1, 9, 13)], ids=["square", "batch", "odd"])
+@pytest.mark.parametrize(
+    "size", [(1, 16, 16), (2, 16, 24), (1, 9, 13)], ids=["square", "batch", "odd"]
+)
 def test_unet(sd1_variant: Path, size: tuple[int, int, int]) -> None:
     batch, height, width = size
     pipe = sdengine.load(sd1_variant)
@@ -45,7 +54,9 @@ def test_unet(sd1_variant: Path, size: tuple[int, int, int]) -> None:
 def test_clip_with_every_clip_skip(sd1_folder: Path, skip: int) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(sd1_folder / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(sd1_folder / "text_encoder").eval()
-    ids = tokenizer(PROMPT, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+    ids = tokenizer(
+        PROMPT, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+    )
     with torch.no_grad():
         states = encoder(ids.input_ids, output_hidden_states=True)
         model = getattr(encoder, "text_model", encoder)
@@ -89,9 +100,15 @@ def test_tiled_decode_is_seamless(sd1_folder: Path) -> None:
 def layouts(folder: Path, out: Path) -> dict[str, sdengine.Pipeline]:
     """The same float32 weights in every layout that holds a whole model."""
     return {
-        "ldm": sdengine.load(write_ldm_safetensors(folder, out / "ldm.safetensors"), tokenizer=folder / "tokenizer"),
-        "ckpt": sdengine.load(write_ldm_ckpt(folder, out / "ldm.ckpt"), tokenizer=folder / "tokenizer"),
-        "gguf": sdengine.load(write_allinone_gguf(folder, out / "all.gguf", "f32"), tokenizer=folder / "tokenizer"),
+        "ldm": sdengine.load(
+            write_ldm_safetensors(folder, out / "ldm.safetensors"), tokenizer=folder / "tokenizer"
+        ),
+        "ckpt": sdengine.load(
+            write_ldm_ckpt(folder, out / "ldm.ckpt"), tokenizer=folder / "tokenizer"
+        ),
+        "gguf": sdengine.load(
+            write_allinone_gguf(folder, out / "all.gguf", "f32"), tokenizer=folder / "tokenizer"
+        ),
         "city96": sdengine.load(
             write_city96_gguf(folder, out / "unet.gguf", "f32"),
             vae=folder / "vae",

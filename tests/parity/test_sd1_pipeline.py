@@ -6,7 +6,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 import sdengine
@@ -16,7 +15,9 @@ from .conftest import relative_error
 PROMPT, NEGATIVE = "a red circle on a blue background", "blurry, low quality"
 
 
-def diffusers_run(folder: Path, scheduler: str, seeds: list[int], **scheduler_options: object) -> tuple[np.ndarray, np.ndarray]:
+def diffusers_run(
+    folder: Path, scheduler: str, seeds: list[int], **scheduler_options: object
+) -> tuple[np.ndarray, np.ndarray]:
     """Final latents [N, 4, 8, 8] and pictures [N, 64, 64, 3] in 0..1 of StableDiffusionPipeline."""
     import diffusers
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from types import ModuleType
 
@@ -69,9 +70,14 @@ def test_equals_k_diffusion(k_diffusion: ModuleType, name: str, schedule: str, s
 
 def numpy_ipndm(x: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """Adams-Bashforth of rising order on the slope, written from Liu et al. 2022, section 3.3."""
-    table = [[1], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
+    table = [
+        [1],
+        [3 / 2, -1 / 2],
+        [23 / 12, -16 / 12, 5 / 12],
+        [55 / 24, -59 / 24, 37 / 24, -9 / 24],
+    ]
     x, slopes = x.astype(np.float64), []
-    for sigma, following in zip(levels[:-1].astype(float), levels[1:].astype(float), strict=True):
+    for sigma, following in itertools.pairwise(levels.astype(float)):
         denoised = mixture(x.astype(np.float32), sigma).astype(np.float64)
         slopes = [(x - denoised) / sigma, *slopes][:4]
         mean = sum(c * d for c, d in zip(table[len(slopes) - 1], slopes, strict=True))
@@ -82,7 +88,7 @@ def numpy_ipndm(x: np.ndarray, levels: np.ndarray) -> np.ndarray:
 def numpy_lcm(x: np.ndarray, levels: np.ndarray, seed: int) -> np.ndarray:
     """Luo et al. 2023, algorithm 3, in sigma."""
     generator = torch.Generator().manual_seed(seed)
-    for sigma, following in zip(levels[:-1], levels[1:], strict=True):
+    for sigma, following in itertools.pairwise(levels):
         x = mixture(x, float(sigma))
         if following > 0:
             x = x + following * torch.randn(x.shape, generator=generator).numpy()

@@ -45,7 +45,9 @@ def test_published_ends_of_the_table() -> None:
     # 1 - abar in float32, as torch has it, is good for four digits here.
     assert levels().sigma_min == pytest.approx(0.029167158, rel=2e-5)
     assert levels().sigma_max == pytest.approx(14.614641229, rel=1e-6)
-    assert _core.NoiseLevels("scaled_linear", 0.00085, 0.014, 1100).sigma_max == pytest.approx(29.061221304, rel=1e-6)
+    assert _core.NoiseLevels("scaled_linear", 0.00085, 0.014, 1100).sigma_max == pytest.approx(
+        29.061221304, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -65,7 +67,11 @@ def test_diffusers_spacings(spacing: str, offset: int, steps: int) -> None:
 @pytest.mark.parametrize("steps", [2, 4, 20, 100])
 def test_karras_and_exponential_equal_k_diffusion(k_diffusion: ModuleType, steps: int) -> None:
     low, high = levels().sigma_min, levels().sigma_max
-    close(sigmas("karras", steps), k_diffusion.get_sigmas_karras(steps, low, high, device="cpu").numpy(), 2e-6)
+    close(
+        sigmas("karras", steps),
+        k_diffusion.get_sigmas_karras(steps, low, high, device="cpu").numpy(),
+        2e-6,
+    )
     expected = k_diffusion.get_sigmas_exponential(steps, low, high, device="cpu").numpy()
     close(sigmas("exponential", steps), expected, 2e-6)
 

@@ -1,7 +1,8 @@
 """Bring the pinned ggml sources into a folder: ``python fetch.py DESTINATION``.
 
-The download is one pip call with hash checking, so it works wherever pip works (mirrors and proxies included) and runs nothing
-from the package: the archive is only unpacked. A stamp file makes a second call free.
+The download is one pip call with hash checking, so it works wherever pip works (mirrors and proxies
+included) and runs nothing from the package: the archive is only unpacked. A stamp file makes a
+second call free.
 """
 
 from __future__ import annotations
@@ -24,7 +25,15 @@ def download(folder: Path) -> Path:
     requirements = folder / "requirements.txt"
     requirements.write_text(requirement + "\n", encoding="utf-8")
     # --no-binary only for this package: with :all: pip would build the build backend from source first.
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+    ]
     command += ["--no-binary", PIN["package"], "--require-hashes", "--dest", str(folder)]
     subprocess.run([*command, "--requirement", str(requirements)], check=True)
     archives = list(folder.glob("*.tar.gz"))

@@ -104,7 +104,7 @@ struct WinogradItem {
     const WinogradScratch& s;
     int64_t first, tiles;
 
-    void load_inputs(int64_t channel, int64_t channels) const {
+    __attribute__((noinline)) void load_inputs(int64_t channel, int64_t channels) const {
         const float* pixels[kPoints];
         for (int64_t tile = 0; tile < tiles; ++tile) {
             s.windows.point(first + tile, 1, channel, channels, pixels);
@@ -124,7 +124,7 @@ struct WinogradItem {
         }
     }
 
-    void load_weights(int64_t panel, int64_t width, int64_t channel, int64_t channels) const {
+    __attribute__((noinline)) void load_weights(int64_t panel, int64_t width, int64_t channel, int64_t channels) const {
         const int64_t out_channel = panel * kPanelWidth;
         pack_weight(p.weight, out_channel, min_of<int64_t>(kPanelWidth, p.out_channels() - out_channel), channel * 9,
                     {9, channels}, width, s.row_buffer, s.panel);
@@ -157,7 +157,7 @@ struct WinogradItem {
         }
     }
 
-    void write(const float* sums, int64_t out_channel, int64_t width, int64_t out_height, int64_t out_width) const {
+    __attribute__((noinline)) void write(const float* sums, int64_t out_channel, int64_t width, int64_t out_height, int64_t out_width) const {
         const int64_t channels = min_of(width, p.out_channels() - out_channel);
         for (int64_t tile = 0; tile < tiles; ++tile) {
             const int64_t number = first + tile;

@@ -4,9 +4,12 @@
 
 namespace sde::networks {
 
-KlMidBlock::KlMidBlock(const nn::Scope& scope, int64_t channels, int64_t groups, float eps, bool attention)
-    : resnet0_(scope / "resnets" / 0, {.in = channels, .out = channels, .groups = groups, .eps = eps}),
-      resnet1_(scope / "resnets" / 1, {.in = channels, .out = channels, .groups = groups, .eps = eps}) {
+KlMidBlock::KlMidBlock(const nn::Scope& scope, int64_t channels, int64_t groups, float eps,
+                       bool attention)
+    : resnet0_(scope / "resnets" / 0,
+               {.in = channels, .out = channels, .groups = groups, .eps = eps}),
+      resnet1_(scope / "resnets" / 1,
+               {.in = channels, .out = channels, .groups = groups, .eps = eps}) {
     if (!attention) return;
     const nn::Scope at = scope / "attentions" / 0;
     group_norm_.emplace(at / "group_norm", channels, groups, eps);
@@ -20,25 +23,30 @@ nn::Tensor KlMidBlock::operator()(const nn::Tensor& x) const {
     nn::Tensor h = resnet0_(x);
     if (group_norm_) {
         const nn::Tensor normed = nn::tokens((*group_norm_)(h));
-        const nn::Tensor attended = nn::attention((*to_q_)(normed), (*to_k_)(normed), (*to_v_)(normed), {});
-        h = nn::feature_map((*to_out_)(attended, {.residual = nn::tokens(h)}), h.size(2), h.size(3));
+        const nn::Tensor attended =
+            nn::attention((*to_q_)(normed), (*to_k_)(normed), (*to_v_)(normed), {});
+        h = nn::feature_map((*to_out_)(attended, {.residual = nn::tokens(h)}), h.size(2),
+                            h.size(3));
     }
     return resnet1_(h);
 }
 
 KlEncoder::KlEncoder(const nn::Scope& scope, const Config& config)
     : in_channels_(config["in_channels"].integer()),
-      conv_in_(scope / "encoder" / "conv_in", in_channels_, config["block_out_channels"][0].integer()) {
+      conv_in_(scope / "encoder" / "conv_in", in_channels_,
+               config["block_out_channels"][0].integer()) {
     const nn::Scope at = scope / "encoder";
     const std::vector<int64_t> channels = config["block_out_channels"].integers();
-    const int64_t groups = config["norm_groups"].integer(), latents = 2 * config["latent_channels"].integer();
+    const int64_t groups = config["norm_groups"].integer(),
+                  latents = 2 * config["latent_channels"].integer();
     const float eps = config["norm_eps"].number();
     int64_t width = channels[0];
     for (size_t i = 0; i < channels.size(); ++i) {
         const nn::Scope block = at / "down_blocks" / static_cast<int>(i);
         Level& level = down_.emplace_back();
         for (int j = 0; j < config["layers_per_block"].integer(); ++j) {
-            const nn::ResnetConfig resnet{.in = width, .out = channels[i], .groups = groups, .eps = eps};
+            const nn::ResnetConfig resnet{
+                .in = width, .out = channels[i], .groups = groups, .eps = eps};
             level.resnets.emplace_back(block / "resnets" / j, resnet);
             width = channels[i];
         }
@@ -80,8 +88,9 @@ KlDecoder::KlDecoder(const nn::Scope& scope, const Config& config)
         const int64_t out = channels[channels.size() - 1 - i];
         Level& level = up_.emplace_back();
         for (int j = 0; j < config["layers_per_block"].integer() + 1; ++j) {
-            level.resnets.emplace_back(block / "resnets" / j,
-                                       nn::ResnetConfig{.in = width, .out = out, .groups = groups, .eps = eps});
+            level.resnets.emplace_back(
+                block / "resnets" / j,
+                nn::ResnetConfig{.in = width, .out = out, .groups = groups, .eps = eps});
             width = out;
         }
         if (i + 1 < channels.size())

@@ -1,4 +1,5 @@
-// AutoencoderKL: pictures to latents and back (Esser et al. 2021, arXiv 2012.09841; Rombach et al. 2022).
+// AutoencoderKL: pictures to latents and back (Esser et al. 2021, arXiv 2012.09841; Rombach et al.
+// 2022).
 #pragma once
 
 #include <optional>
@@ -22,7 +23,8 @@ class KlMidBlock {
     nn::Resnet resnet1_;
 };
 
-// Input `image` [N, 3, H, W] in -1..1; output `moments` [N, 2 * latent channels, H / 8, W / 8]: mean and log variance.
+// Input `image` [N, 3, H, W] in -1..1; output `moments` [N, 2 * latent channels, H / 8, W / 8]:
+// mean and log variance.
 class KlEncoder : public Network {
   public:
     KlEncoder(const nn::Scope& scope, const Config& config);
@@ -41,7 +43,8 @@ class KlEncoder : public Network {
     std::optional<nn::Conv2d> conv_out_, quant_conv_;
 };
 
-// Input `latents` [N, latent channels, h, w], unscaled; output `image` [N, 3, 8 h, 8 w], about -1..1.
+// Input `latents` [N, latent channels, h, w], unscaled; output `image` [N, 3, 8 h, 8 w], about
+// -1..1.
 class KlDecoder : public Network {
   public:
     KlDecoder(const nn::Scope& scope, const Config& config);

@@ -19,26 +19,36 @@ struct Builder {
           context_width(config["cross_attention_dim"].integer()),
           linear_projection(config["linear_projection"].boolean()),
           config(config) {
-        if (channels.empty() || heads.size() != channels.size() || only_cross().size() != channels.size())
-            throw Error(ErrorKind::Parameter, "the UNet's config must give heads and only_cross_attention per level");
+        if (channels.empty() || heads.size() != channels.size() ||
+            only_cross().size() != channels.size())
+            throw Error(ErrorKind::Parameter,
+                        "the UNet's config must give heads and only_cross_attention per level");
         for (size_t i = 0; i < channels.size(); ++i)
             if (heads[i] <= 0 || channels[i] <= 0 || channels[i] % heads[i] != 0)
-                throw Error(ErrorKind::Parameter, std::to_string(channels[i]) + " channels cannot be parted into " +
+                throw Error(ErrorKind::Parameter, std::to_string(channels[i]) +
+                                                      " channels cannot be parted into " +
                                                       std::to_string(heads[i]) + " heads");
     }
 
     nn::Resnet resnet(const nn::Scope& scope, int64_t in, int64_t out) const {
-        return {scope, {.in = in, .out = out, .time_width = kTimeFactor * channels[0], .groups = groups, .eps = eps}};
+        return {scope,
+                {.in = in,
+                 .out = out,
+                 .time_width = kTimeFactor * channels[0],
+                 .groups = groups,
+                 .eps = eps}};
     }
-    std::optional<nn::SpatialTransformer> transformer(const nn::Scope& scope, size_t level, int64_t layers) const {
+    std::optional<nn::SpatialTransformer> transformer(const nn::Scope& scope, size_t level,
+                                                      int64_t layers) const {
         if (layers == 0) return std::nullopt;
-        return nn::SpatialTransformer(scope, {.channels = channels[level],
-                                              .heads = heads[level],
-                                              .layers = layers,
-                                              .context_width = context_width,
-                                              .groups = groups,
-                                              .linear_projection = linear_projection,
-                                              .only_cross_attention = only_cross()[level].boolean()});
+        return nn::SpatialTransformer(scope,
+                                      {.channels = channels[level],
+                                       .heads = heads[level],
+                                       .layers = layers,
+                                       .context_width = context_width,
+                                       .groups = groups,
+                                       .linear_projection = linear_projection,
+                                       .only_cross_attention = only_cross()[level].boolean()});
     }
     struct ConfigList {
         const Config& list;
@@ -71,9 +81,11 @@ UNet::UNet(const nn::Scope& scope, const Config& config)
       conv_out_(scope / "conv_out", base_channels_, config["out_channels"].integer()) {
     const Builder build(config);
     const size_t levels = build.channels.size();
-    if (class_width_) add_embedding_.emplace(scope / "add_embedding", class_width_, kTimeFactor * base_channels_);
+    if (class_width_)
+        add_embedding_.emplace(scope / "add_embedding", class_width_, kTimeFactor * base_channels_);
     if (guidance_width_)
-        cond_proj_.emplace(scope / "time_embedding" / "cond_proj", guidance_width_, base_channels_, false);
+        cond_proj_.emplace(scope / "time_embedding" / "cond_proj", guidance_width_, base_channels_,
+                           false);
     if (config["encoder_hid_dim"].integer())
         encoder_hid_proj_.emplace(scope / "encoder_hid_proj", context_width_, build.context_width);
 
@@ -88,11 +100,13 @@ UNet::UNet(const nn::Scope& scope, const Config& config)
         for (int j = 0; j < resnets; ++j) {
             level.resnets.push_back(build.resnet(at / "resnets" / j, width, build.channels[i]));
             width = build.channels[i];
-            level.attentions.push_back(build.transformer(at / "attentions" / j, i, transformers.at(j)));
+            level.attentions.push_back(
+                build.transformer(at / "attentions" / j, i, transformers.at(j)));
             skips.push_back(width);
         }
         if (i + 1 < levels) {
-            level.resample.emplace(at / "downsamplers" / 0 / "conv", width, width, nn::Conv2dOptions{.stride = 2});
+            level.resample.emplace(at / "downsamplers" / 0 / "conv", width, width,
+                                   nn::Conv2dOptions{.stride = 2});
             skips.push_back(width);
         }
     }
@@ -116,29 +130,33 @@ UNet::UNet(const nn::Scope& scope, const Config& config)
         const int64_t resnets = config["layers_per_block"][depth].integer() + 1;
         Level& level = up_.emplace_back();
         for (int j = 0; j < resnets; ++j) {
-            level.resnets.push_back(build.resnet(at / "resnets" / j, width + skips.back(), build.channels[depth]));
+            level.resnets.push_back(
+                build.resnet(at / "resnets" / j, width + skips.back(), build.channels[depth]));
             skips.pop_back();
             width = build.channels[depth];
-            level.attentions.push_back(build.transformer(at / "attentions" / j, depth, transformers.at(j)));
+            level.attentions.push_back(
+                build.transformer(at / "attentions" / j, depth, transformers.at(j)));
         }
-        if (depth > 0)
-            level.resample.emplace(at / "upsamplers" / 0 / "conv", width, width);
+        if (depth > 0) level.resample.emplace(at / "upsamplers" / 0 / "conv", width, width);
     }
 }
 
 nn::Tensor UNet::embed(Graph& graph, const InputShapes& shapes, int64_t batch) const {
     const nn::Tensor timesteps = nn::input(graph, "timesteps", required(shapes, "timesteps", 1));
     if (timesteps.size(0) != batch)
-        throw Error(ErrorKind::Parameter, "one timestep per latent is needed: " + std::to_string(batch) + ", not " +
-                                              std::to_string(timesteps.size(0)));
+        throw Error(ErrorKind::Parameter,
+                    "one timestep per latent is needed: " + std::to_string(batch) + ", not " +
+                        std::to_string(timesteps.size(0)));
     nn::Tensor features = nn::timestep_embedding(timesteps, base_channels_);
     if (cond_proj_) {
-        const nn::Tensor guidance = nn::input(graph, "guidance_embedding", required(shapes, "guidance_embedding", 2));
+        const nn::Tensor guidance =
+            nn::input(graph, "guidance_embedding", required(shapes, "guidance_embedding", 2));
         features = (*cond_proj_)(guidance, {.residual = features});
     }
     nn::Tensor time = time_embedding_(features);
     if (add_embedding_) {
-        const nn::Tensor classes = nn::input(graph, "class_embedding", required(shapes, "class_embedding", 2));
+        const nn::Tensor classes =
+            nn::input(graph, "class_embedding", required(shapes, "class_embedding", 2));
         time = (*add_embedding_)(classes, time);
     }
     return nn::activate(time, nn::Activation::Silu);
@@ -147,13 +165,15 @@ nn::Tensor UNet::embed(Graph& graph, const InputShapes& shapes, int64_t batch) c
 void UNet::forward(Graph& graph, const InputShapes& shapes, const Options&) const {
     const Shape& latents = required(shapes, "latents", 4);
     if (latents[1] != in_channels_)
-        throw Error(ErrorKind::Parameter, "the UNet takes " + std::to_string(in_channels_) + " channels, the latents " +
-                                              latents.text() + " have " + std::to_string(latents[1]));
+        throw Error(ErrorKind::Parameter, "the UNet takes " + std::to_string(in_channels_) +
+                                              " channels, the latents " + latents.text() +
+                                              " have " + std::to_string(latents[1]));
     const Shape& text = required(shapes, "context", 3);
     if (text[0] != latents[0] || text[2] != context_width_)
-        throw Error(ErrorKind::Parameter, "the UNet takes a context of [" + std::to_string(latents[0]) + ", tokens, " +
-                                              std::to_string(context_width_) + "], not " + text.text() +
-                                              ". Is the text encoder another model's?");
+        throw Error(ErrorKind::Parameter,
+                    "the UNet takes a context of [" + std::to_string(latents[0]) + ", tokens, " +
+                        std::to_string(context_width_) + "], not " + text.text() +
+                        ". Is the text encoder another model's?");
     nn::Tensor x = conv_in_(nn::input(graph, "latents", latents));
     nn::Tensor context = nn::input(graph, "context", text);
     if (encoder_hid_proj_) context = (*encoder_hid_proj_)(context);
@@ -180,7 +200,8 @@ void UNet::forward(Graph& graph, const InputShapes& shapes, const Options&) cons
             if (level.attentions[j]) x = (*level.attentions[j])(x, context);
         }
         // Back to the size of the way down, which is not always twice: halving rounds up.
-        if (level.resample) x = level.resample->enlarged(x, skips.back().size(2), skips.back().size(3));
+        if (level.resample)
+            x = level.resample->enlarged(x, skips.back().size(2), skips.back().size(3));
     }
     nn::output("prediction", conv_out_(conv_norm_out_.then_silu(x)));
 }

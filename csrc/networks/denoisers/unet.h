@@ -1,5 +1,6 @@
-// The UNet of latent diffusion (Rombach et al. 2022, arXiv 2112.10752), with the options that SD1.x, SD2.x, SDXL
-// and their pruned and distilled relatives use: every one of them is a configuration of this file.
+// The UNet of latent diffusion (Rombach et al. 2022, arXiv 2112.10752), with the options that
+// SD1.x, SD2.x, SDXL and their pruned and distilled relatives use: every one of them is a
+// configuration of this file.
 #pragma once
 
 #include <optional>
@@ -14,9 +15,9 @@ class UNet : public Network {
   public:
     UNet(const nn::Scope& scope, const Config& config);
 
-    // Inputs: `latents` [N, in_channels, H, W], `timesteps` [N], `context` [N, tokens, context width], and where the
-    // configuration has them `class_embedding` [N, class_embed_dim], `guidance_embedding` [N, time_cond_proj_dim].
-    // Output: `prediction` [N, out_channels, H, W].
+    // Inputs: `latents` [N, in_channels, H, W], `timesteps` [N], `context` [N, tokens, context
+    // width], and where the configuration has them `class_embedding` [N, class_embed_dim],
+    // `guidance_embedding` [N, time_cond_proj_dim]. Output: `prediction` [N, out_channels, H, W].
     void forward(Graph& graph, const InputShapes& shapes, const Options& options) const override;
 
   private:
@@ -35,7 +36,8 @@ class UNet : public Network {
         Embedder(const nn::Scope& scope, int64_t in, int64_t out)
             : linear1_(scope / "linear_1", in, out), linear2_(scope / "linear_2", out, out) {}
         nn::Tensor operator()(const nn::Tensor& x, const nn::Tensor& residual = {}) const {
-            return linear2_(linear1_(x, {.activation = nn::Activation::Silu}), {.residual = residual});
+            return linear2_(linear1_(x, {.activation = nn::Activation::Silu}),
+                            {.residual = residual});
         }
 
       private:

@@ -8,7 +8,8 @@ namespace {
 nn::Activation activation(const std::string& name) {
     if (name == "quick_gelu") return nn::Activation::QuickGelu;
     if (name == "gelu") return nn::Activation::Gelu;
-    throw Error(ErrorKind::Parameter, "CLIP's activation is quick_gelu or gelu, not '" + name + "'");
+    throw Error(ErrorKind::Parameter,
+                "CLIP's activation is quick_gelu or gelu, not '" + name + "'");
 }
 
 }  // namespace
@@ -38,8 +39,10 @@ ClipText::ClipText(const nn::Scope& scope, const Config& config)
     : width_(config["hidden_size"].integer()),
       vocabulary_(config["vocab_size"].integer()),
       max_positions_(config["max_positions"].integer()),
-      token_embedding_(scope / "text_model" / "embeddings" / "token_embedding", vocabulary_, width_),
-      position_embedding_(scope / "text_model" / "embeddings" / "position_embedding", max_positions_, width_),
+      token_embedding_(scope / "text_model" / "embeddings" / "token_embedding", vocabulary_,
+                       width_),
+      position_embedding_(scope / "text_model" / "embeddings" / "position_embedding",
+                          max_positions_, width_),
       layers_([&] {
           std::vector<Layer> layers;
           for (int i = 0; i < config["layers"].integer(); ++i)
@@ -50,7 +53,8 @@ ClipText::ClipText(const nn::Scope& scope, const Config& config)
       }()),
       final_layer_norm_(scope / "text_model" / "final_layer_norm", width_, config["eps"].number()) {
     if (config["has_projection"].boolean())
-        projection_.emplace_back(scope / "text_projection", width_, config["projection_dim"].integer(), false);
+        projection_.emplace_back(scope / "text_projection", width_,
+                                 config["projection_dim"].integer(), false);
 }
 
 void ClipText::forward(Graph& graph, const InputShapes& shapes, const Options& options) const {
@@ -58,9 +62,11 @@ void ClipText::forward(Graph& graph, const InputShapes& shapes, const Options& o
     const auto layers = static_cast<int64_t>(layers_.size());
     const int64_t skip = option(options, "skip", 0);
     if (skip < 0 || skip >= layers)
-        throw Error(ErrorKind::Parameter, "clip_skip must leave at least one of " + std::to_string(layers) + " layers");
+        throw Error(ErrorKind::Parameter,
+                    "clip_skip must leave at least one of " + std::to_string(layers) + " layers");
     if (shape[1] > max_positions_)
-        throw Error(ErrorKind::Parameter, "the text has " + std::to_string(shape[1]) + " tokens, the encoder takes " +
+        throw Error(ErrorKind::Parameter, "the text has " + std::to_string(shape[1]) +
+                                              " tokens, the encoder takes " +
                                               std::to_string(max_positions_));
 
     nn::Tensor x = token_embedding_(nn::input_ids(graph, "ids", shape, vocabulary_));

@@ -1,4 +1,5 @@
-// CLIP's text transformer (Radford et al. 2021, arXiv 2103.00020): ViT-L of SD1.x; H and bigG are configurations.
+// CLIP's text transformer (Radford et al. 2021, arXiv 2103.00020): ViT-L of SD1.x; H and bigG are
+// configurations.
 #pragma once
 
 #include <vector>
@@ -12,15 +13,17 @@ class ClipText : public Network {
   public:
     ClipText(const nn::Scope& scope, const Config& config);
 
-    // Input `ids` [N, tokens]. Outputs: `hidden` [N, tokens, width], `pooled` [N, width or projection_dim] when the
-    // input `last_token` [N] (a row of the flattened [N * tokens] sequence) is given. Options: `skip` 0 = the last
-    // layer, 1 = the one before, ...; `final_norm` 1 = apply the final layer norm to `hidden` (default).
+    // Input `ids` [N, tokens]. Outputs: `hidden` [N, tokens, width], `pooled` [N, width or
+    // projection_dim] when the input `last_token` [N] (a row of the flattened [N * tokens]
+    // sequence) is given. Options: `skip` 0 = the last layer, 1 = the one before, ...; `final_norm`
+    // 1 = apply the final layer norm to `hidden` (default).
     void forward(Graph& graph, const InputShapes& shapes, const Options& options) const override;
 
   private:
     class Layer {
       public:
-        Layer(const nn::Scope& scope, int64_t width, int64_t inner, int64_t heads, nn::Activation activation, float eps);
+        Layer(const nn::Scope& scope, int64_t width, int64_t inner, int64_t heads,
+              nn::Activation activation, float eps);
         nn::Tensor operator()(const nn::Tensor& x) const;
 
       private:

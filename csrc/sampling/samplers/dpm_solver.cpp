@@ -1,4 +1,5 @@
-// DPM-Solver and DPM-Solver++ (Lu et al. 2022, arXiv 2206.00927 and 2211.01095), in t = -log sigma, where h is a step.
+// DPM-Solver and DPM-Solver++ (Lu et al. 2022, arXiv 2206.00927 and 2211.01095), in t = -log sigma,
+// where h is a step.
 #include <cmath>
 
 #include "sampling/samplers/samplers.h"
@@ -18,11 +19,13 @@ class Dpm2 : public Sampler {
         const auto [down, up] = ancestral_step(sigma, next, eta(default_eta()));
         Values ahead(x_.size());
         const float mid = down > 0.0f ? std::sqrt(sigma * down) : down;
-        for (size_t i = 0; i < x_.size(); ++i) ahead[i] = x_[i] + (x_[i] - denoised_[i]) / sigma * (mid - sigma);
+        for (size_t i = 0; i < x_.size(); ++i)
+            ahead[i] = x_[i] + (x_[i] - denoised_[i]) / sigma * (mid - sigma);
         if (down > 0.0f) {
             Values denoised(x_.size());
             evaluate(denoiser, ahead, mid, denoised);
-            for (size_t i = 0; i < x_.size(); ++i) ahead[i] = x_[i] + (ahead[i] - denoised[i]) / mid * (down - sigma);
+            for (size_t i = 0; i < x_.size(); ++i)
+                ahead[i] = x_[i] + (ahead[i] - denoised[i]) / mid * (down - sigma);
         }
         x_.swap(ahead);
         if (up > 0.0f) add_noise(up);
@@ -47,7 +50,8 @@ class Dpmpp2m : public Sampler {
         const float h = std::log(sigma / next), ratio = next / sigma, weight = -std::expm1(-h);
         // The first step has no past, and the last one goes to the estimate itself.
         float extrapolated = 0.0f;
-        if (!last_.empty() && next > 0.0f) extrapolated = h / (2.0f * std::log(sigmas_[index_ - 1] / sigma));
+        if (!last_.empty() && next > 0.0f)
+            extrapolated = h / (2.0f * std::log(sigmas_[index_ - 1] / sigma));
         for (size_t i = 0; i < x_.size(); ++i) {
             float estimate = denoised_[i];
             if (extrapolated != 0.0f) estimate += extrapolated * (denoised_[i] - last_[i]);
@@ -86,7 +90,8 @@ class Dpmpp2sAncestral : public Sampler {
 }  // namespace
 
 std::vector<NamedSampler> dpm_solver_kin() {
-    return {named<Dpm2>("dpm2"), named<Dpm2Ancestral>("dpm2_a"), named<Dpmpp2m>("dpm++2m"), named<Dpmpp2sAncestral>("dpm++2s_a")};
+    return {named<Dpm2>("dpm2"), named<Dpm2Ancestral>("dpm2_a"), named<Dpmpp2m>("dpm++2m"),
+            named<Dpmpp2sAncestral>("dpm++2s_a")};
 }
 
 }  // namespace sde::sampling

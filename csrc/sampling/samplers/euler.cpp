@@ -1,4 +1,5 @@
-// Euler's method and its kin on dx / dsigma = (x - denoised) / sigma (Karras et al. 2022, arXiv 2206.00364).
+// Euler's method and its kin on dx / dsigma = (x - denoised) / sigma (Karras et al. 2022, arXiv
+// 2206.00364).
 #include <algorithm>
 #include <cmath>
 
@@ -21,7 +22,8 @@ class Euler : public Sampler {
 
   protected:
     void advance(const Denoiser&, float sigma, float next) override {
-        for (size_t i = 0; i < x_.size(); ++i) x_[i] += (x_[i] - denoised_[i]) / sigma * (next - sigma);
+        for (size_t i = 0; i < x_.size(); ++i)
+            x_[i] += (x_[i] - denoised_[i]) / sigma * (next - sigma);
     }
 };
 
@@ -32,7 +34,8 @@ class EulerAncestral : public Sampler {
   protected:
     void advance(const Denoiser&, float sigma, float next) override {
         const auto [down, up] = ancestral_step(sigma, next, eta(1.0f));
-        for (size_t i = 0; i < x_.size(); ++i) x_[i] += (x_[i] - denoised_[i]) / sigma * (down - sigma);
+        for (size_t i = 0; i < x_.size(); ++i)
+            x_[i] += (x_[i] - denoised_[i]) / sigma * (down - sigma);
         if (up > 0.0f) add_noise(up);
     }
 };
@@ -61,7 +64,8 @@ class Heun : public Sampler {
     }
 };
 
-// Latent consistency models (Luo et al. 2023, arXiv 2310.04378): the estimate itself, noised to the next level.
+// Latent consistency models (Luo et al. 2023, arXiv 2310.04378): the estimate itself, noised to the
+// next level.
 class Lcm : public Sampler {
   public:
     using Sampler::Sampler;
@@ -76,7 +80,8 @@ class Lcm : public Sampler {
 }  // namespace
 
 std::vector<NamedSampler> euler_kin() {
-    return {named<Euler>("euler"), named<EulerAncestral>("euler_a"), named<Heun>("heun"), named<Lcm>("lcm")};
+    return {named<Euler>("euler"), named<EulerAncestral>("euler_a"), named<Heun>("heun"),
+            named<Lcm>("lcm")};
 }
 
 }  // namespace sde::sampling

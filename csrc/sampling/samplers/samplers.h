@@ -7,8 +7,8 @@ namespace sde::sampling {
 
 struct NamedSampler {
     const char* name;
-    std::unique_ptr<Sampler> (*make)(std::vector<float> x, std::vector<float> sigmas, NormalSource noise,
-                                     SamplerOptions options);
+    std::unique_ptr<Sampler> (*make)(std::vector<float> x, std::vector<float> sigmas,
+                                     NormalSource noise, SamplerOptions options);
 };
 
 std::vector<NamedSampler> euler_kin();
@@ -18,13 +18,15 @@ std::vector<NamedSampler> multistep_kin();
 // The entry of a table for one class.
 template <class T>
 NamedSampler named(const char* name) {
-    return {name, [](std::vector<float> x, std::vector<float> sigmas, NormalSource noise, SamplerOptions options) {
-                return std::unique_ptr<Sampler>(
-                    std::make_unique<T>(std::move(x), std::move(sigmas), std::move(noise), options));
+    return {name, [](std::vector<float> x, std::vector<float> sigmas, NormalSource noise,
+                     SamplerOptions options) {
+                return std::unique_ptr<Sampler>(std::make_unique<T>(std::move(x), std::move(sigmas),
+                                                                    std::move(noise), options));
             }};
 }
 
-// Ancestral steps go down further than the next level and add noise back up to it: up^2 + down^2 = next^2.
+// Ancestral steps go down further than the next level and add noise back up to it: up^2 + down^2 =
+// next^2.
 struct AncestralStep {
     float down, up;
 };

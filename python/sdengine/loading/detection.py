@@ -155,7 +155,7 @@ def _alike(value: Any, example: Any) -> bool:
     if isinstance(example, list):
         same_length = isinstance(value, list) and len(value) == len(example)
         return same_length and all(map(_alike, value, example))
-    if example is None or value is None:
+    if example is None:  # an optional text or number
         return isinstance(value, str | float | None)
     if isinstance(example, float):
         return type(value) in (int, float)

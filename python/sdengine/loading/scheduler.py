@@ -141,6 +141,14 @@ def checked(settings: SchedulerSettings) -> SchedulerSettings:
             raise UnsupportedModelError(
                 f"scheduler: {name} = {text!r}; supported are {', '.join(choices)}"
             )
+    for name, given, kind in (
+        ("sampler", settings.sampler, str),
+        ("schedule", settings.schedule, str),
+        ("spacing", settings.spacing, str),
+        ("shift", settings.shift, float),
+    ):
+        if given is not None and not isinstance(given, kind):
+            raise WeightsError(f"scheduler: {name} = {given!r}; expected a {kind.__name__} or null")
     return settings
 
 
