@@ -17,6 +17,7 @@ from typing import Any
 import measuring
 import synthetic
 
+
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """One model at one size, in this process."""
     import sdengine

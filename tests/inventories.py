@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sdengine.formats import DTYPES, TensorEntry, TensorIndex
 
+from sdengine.formats import DTYPES, TensorEntry, TensorIndex
 from tests.renaming import clip_to_hf, clip_to_openclip, unet_to_ldm, vae_to_ldm
 
 State = dict[str, torch.Tensor]
@@ -47,7 +47,12 @@ SDXL_UNET = SD15_UNET | {
 }
 REFINER_UNET = SD15_UNET | {
     "block_out_channels": (384, 768, 1536, 1536),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "down_block_types": (
+        "DownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "DownBlock2D",
+    ),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     "transformer_layers_per_block": 4,
     "attention_head_dim": (6, 12, 24, 24),
@@ -198,7 +203,10 @@ def old_diffusers_folder() -> State:
 
     def renamed(name: str) -> str:
         for new, was in old.items():
-            name = name.replace(f"vae/{name[4:11]}.mid_block.attentions.0.{new}.", f"vae/{name[4:11]}.mid_block.attentions.0.{was}.")
+            name = name.replace(
+                f"vae/{name[4:11]}.mid_block.attentions.0.{new}.",
+                f"vae/{name[4:11]}.mid_block.attentions.0.{was}.",
+            )
         return name
 
     return {renamed(name): tensor for name, tensor in diffusers_folder().items()}
@@ -206,7 +214,10 @@ def old_diffusers_folder() -> State:
 
 def transformers_5_folder() -> State:
     """A folder whose text encoder was saved by transformers 5."""
-    return {n.replace("text_encoder/text_model.", "text_encoder/"): t for n, t in diffusers_folder().items()}
+    return {
+        n.replace("text_encoder/text_model.", "text_encoder/"): t
+        for n, t in diffusers_folder().items()
+    }
 
 
 def all_in_one_gguf() -> State:
@@ -230,11 +241,15 @@ def new_sd_cpp_gguf() -> State:
 def open_clip_file() -> State:
     """A checkpoint whose text encoder has OpenCLIP's names."""
     state = {n: t for n, t in ldm_file().items() if not n.startswith("cond_stage_model.")}
-    clip = clip_to_openclip({**clip_l(), "text_projection.weight": torch.empty(768, 768, device="meta")})
+    clip = clip_to_openclip(
+        {**clip_l(), "text_projection.weight": torch.empty(768, 768, device="meta")}
+    )
     return {**state, **with_prefix("cond_stage_model.model.", clip)}
 
 
-def index_of(state: Mapping[str, Any], format: str = "safetensors", dtype: str = "f16") -> TensorIndex:
+def index_of(
+    state: Mapping[str, Any], format: str = "safetensors", dtype: str = "f16"
+) -> TensorIndex:
     """An index of these names and shapes, as if a file held them."""
     tensors, offset = {}, 0
     for name, tensor in state.items():

@@ -15,9 +15,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import sdengine
 from click.testing import CliRunner, Result
 from PIL import Image
+
+import sdengine
 from sdengine.cli import main
 from sdengine.cli.generate_command import numbered
 from sdengine.errors import (

@@ -10,12 +10,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
+
 from sdengine.conversion import Conversion, ConvertEvent, convert
 from sdengine.errors import ParameterError, UnsupportedModelError, WeightsError
 from sdengine.formats import open_index
 from sdengine.loading import plan_model
 from sdengine.loading.weight_types import WEIGHT_TYPES
-
 from tests import models
 
 # Largest relative L2 error of normal values with each type (ggml's own quantization).

@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import ExifTags, Image
+
 from sdengine import images
 from sdengine.errors import FormatError, NumericError, OutputError, ParameterError
 from sdengine.images import check_output, open_image, resize, save, to_array, to_mask, to_pil

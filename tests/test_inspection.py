@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from sdengine.errors import FormatError, ParameterError
 from sdengine.inspection import ModelInfo, inspect
-
 from tests import models
 
 

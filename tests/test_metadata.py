@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, PngImagePlugin
+
 from sdengine.errors import FormatError, ParameterError
 from sdengine.images import save
 from sdengine.metadata import (

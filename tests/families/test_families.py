@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+
 from sdengine.families import FAMILIES, SD1
 from sdengine.families.unsupported import ADDITIONS, DENOISERS, UNETS, Signature, TensorNames
 from sdengine.loading import detect
-
 from tests import inventories
 from tests.inventories import index_of, with_prefix
 from tests.renaming import unet_to_ldm

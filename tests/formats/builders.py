@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
 from sdengine.formats import DTYPES, TensorEntry
 
 ALIGNMENT = 32

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+
 from sdengine.errors import FormatError, ParameterError
 from sdengine.formats import open_index
 

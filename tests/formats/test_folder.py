@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+
 from sdengine.errors import FormatError, ParameterError
 from sdengine.formats import open_index
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from sdengine.errors import SDEngineError
 from sdengine.formats import DTYPES, TensorIndex, open_index
 

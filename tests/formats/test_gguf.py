@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+
 from sdengine.errors import FormatError
 from sdengine.formats import DTYPES, TensorEntry, open_index
 

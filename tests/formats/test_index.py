@@ -7,6 +7,7 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
+
 from sdengine.errors import ParameterError
 from sdengine.formats import DTYPES, TensorEntry
 from sdengine.formats.index import MAX_ELEMENTS, is_contiguous, is_shape, strided_span

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from sdengine.errors import FormatError
 from sdengine.formats import open_index
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+
 from sdengine.errors import FormatError, ParameterError
 from sdengine.formats import open_index
 

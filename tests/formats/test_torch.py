@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from sdengine.errors import FormatError
 from sdengine.formats import open_index
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from sdengine.keys import KeyTable, NameMap, Rule, autoencoder_kl, clip_text, nearest, unet
 from sdengine.keys.engine import count_at, numbers_at
 from sdengine.keys.templates import assignments, expand, variable_names

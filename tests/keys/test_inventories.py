@@ -13,11 +13,11 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
+
 from sdengine.families import SD1
 from sdengine.keys.ignored import is_ignored
 from sdengine.loading import detect
 from sdengine.loading.bind import bind
-
 from tests import inventories
 from tests.renaming import clip_to_openclip, unet_to_ldm, vae_to_ldm
 

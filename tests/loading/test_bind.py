@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from sdengine import _core
 from sdengine.errors import WeightsError
 from sdengine.formats import DTYPES, TensorEntry
 from sdengine.loading import plan_model
 from sdengine.loading.bind import fit
 from sdengine.loading.locate import Source
-
 from tests import models
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sdengine import _core
 from sdengine.errors import SDEngineError, WeightsError
 from sdengine.families import SD1
 from sdengine.loading import detect
 from sdengine.loading.networks import NETWORKS, Shapes
-
 from tests import inventories
 
 SD15 = {

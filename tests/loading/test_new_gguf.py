@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gguf
 import pytest
+
 from sdengine.errors import OutputError
 from sdengine.formats import open_index
 from sdengine.loading.new_gguf import NewTensor, new_file, write_header

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from sdengine import _core
 from sdengine.errors import ParameterError, TokenizerError, UnsupportedModelError, WeightsError
 from sdengine.families import SD1
 from sdengine.loading import Binding, ModelPlan, plan_model
-
 from tests import models
 from tests.renaming import clip_to_hf, clip_to_openclip
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import diffusers
 import pytest
+
 from sdengine.errors import UnsupportedModelError, WeightsError
 from sdengine.families import SD1
 from sdengine.loading.scheduler import SAMPLERS, SPACINGS, SchedulerSettings, from_diffusers

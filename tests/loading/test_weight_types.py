@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from sdengine.errors import ParameterError
 from sdengine.formats import DTYPES
 from sdengine.loading.weight_types import (

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 import sdengine
@@ -25,7 +26,7 @@ def diffusers_run(
         warnings.simplefilter("ignore")
         pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
         config = {**pipe.scheduler.config, "skip_prk_steps": None}
-        pipe.scheduler = getattr(diffusers, scheduler).from_config(config, **scheduler_options)
+        pipe.scheduler = getattr(diffusers, scheduler).from_config(config)
         pipe.set_progress_bar_config(disable=True)
         options = {
             "num_inference_steps": 8,
@@ -46,22 +47,14 @@ def psnr(found: np.ndarray, expected: np.ndarray) -> float:
     return float(10 * np.log10(1.0 / np.mean((found - expected) ** 2)))
 
 
-CASES = {
-    "euler": ("EulerDiscreteScheduler", {}, {"sampler": "euler"}),
-    "euler_a": ("EulerAncestralDiscreteScheduler", {}, {"sampler": "euler_a"}),
-    "dpm++2m": ("DPMSolverMultistepScheduler", {}, {"sampler": "dpm++2m"}),
-    "dpm++2m karras": (
-        "DPMSolverMultistepScheduler",
-        {"use_karras_sigmas": True},
-        {"sampler": "dpm++2m", "schedule": "karras"},
-    ),
-}
-
-
-def test_euler_latents_and_picture(sd1_folder: Path) -> None:
-    latents, pictures = diffusers_run(sd1_folder, "EulerDiscreteScheduler", [11])
+@pytest.mark.parametrize(
+    ("scheduler", "sampler"),
+    [("EulerDiscreteScheduler", "euler"), ("EulerAncestralDiscreteScheduler", "euler_a")],
+)
+def test_latents_and_picture(sd1_folder: Path, scheduler: str, sampler: str) -> None:
+    latents, pictures = diffusers_run(sd1_folder, scheduler, [11])
     result = sdengine.load(sd1_folder).generate(
-        PROMPT, NEGATIVE, width=64, height=64, steps=8, guidance_scale=7.5, sampler="euler", seed=11
+        PROMPT, NEGATIVE, width=64, height=64, steps=8, guidance_scale=7.5, sampler=sampler, seed=11
     )
     assert relative_error(result.latents, latents) <= 1e-3
     assert psnr(np.asarray(result.image) / 255.0, pictures[0]) >= 45.0

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import CLIPTokenizer
+
 from sdengine.errors import ParameterError
 from sdengine.prompt import Chunks, Segment, chunk, equalize, literal, parse
 from sdengine.tokenizers import load_clip_tokenizer
-from transformers import CLIPTokenizer
-
 from tests.tokenizers.vocabulary import hostile_prompts
 
 from .words import BOS, COMMA, EOS, WordTokenizer, words

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from sdengine.errors import ParameterError
 from sdengine.prompt import MAX_PROMPT_CHARACTERS, Segment, literal, parse
 

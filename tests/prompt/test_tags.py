@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from sdengine.errors import ParameterError
 from sdengine.prompt import LoraTag, extract_loras, split_and
 

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from transformers import CLIPTokenizer
+
 from sdengine.errors import ParameterError, TokenizerError
 from sdengine.tokenizers import ClipTokenizer, SpecialToken, load_clip_tokenizer
-from transformers import CLIPTokenizer
 
 from .vocabulary import BOS, EOS, hostile_prompts
 

@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+
 from sdengine.errors import TokenizerError
 from sdengine.formats import open_index
 from sdengine.tokenizers import from_gguf_fields, load_clip_tokenizer, to_gguf_fields

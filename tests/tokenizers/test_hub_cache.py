@@ -8,6 +8,7 @@ import types
 from pathlib import Path
 
 import pytest
+
 from sdengine.errors import TokenizerError
 from sdengine.tokenizers import default_clip_tokenizer, find_in_hub_cache
 
