@@ -9,10 +9,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from sdengine import _core
 from sdengine.errors import SDEngineError
 from sdengine.formats import TensorEntry, TensorIndex, open_index
 from sdengine.keys.ignored import is_ignored
 from sdengine.loading import Detection, detect
+from sdengine.loading.bind import unused
 from sdengine.loading.detection import config_of
 from sdengine.loading.locate import Located
 
@@ -119,13 +121,17 @@ def inspect(path: str | PathLike[str]) -> ModelInfo:
     )
 
 
+def _config(located: Located, found: Detection) -> Mapping[str, Any]:
+    """Hyper-parameters; empty where the family is unknown or the file is damaged there."""
+    if found.family is None:
+        return {}
+    try:
+        return found.configs.get(located.component.name) or config_of(located, found.family)
+    except SDEngineError:
+        return {}
+
+
 def _component(located: Located, found: Detection) -> ComponentInfo:
-    config = found.configs.get(located.component.name, {})
-    if not config and found.family is not None:
-        try:
-            config = config_of(located, found.family)
-        except SDEngineError:
-            config = {}  # the file is damaged here; the counts below still help
     entries = located.entries.values()
     return ComponentInfo(
         name=located.component.name,
@@ -136,7 +142,7 @@ def _component(located: Located, found: Detection) -> ComponentInfo:
         parameters=sum(entry.elements for entry in entries),
         nbytes=sum(entry.nbytes for entry in entries),
         types=_types(entries),
-        config=config,
+        config=_config(located, found),
     )
 
 
@@ -144,8 +150,17 @@ def _not_understood(index: TensorIndex, found: Detection) -> tuple[str, ...]:
     parts = found.components.values()
     prefixes = tuple(located.prefix for located in parts)
     outside = [n for n in index.tensors if not n.startswith(prefixes) and not is_ignored(n)]
-    inside = [located.prefix + name for located in parts for name in located.unknown]
+    inside = [name for located in parts for name in _unused(located, found)]
     return (*outside, *(name for name in inside if not is_ignored(name)))
+
+
+def _unused(located: Located, found: Detection) -> tuple[str, ...]:
+    """Tensors of a component that its network does not have; none where it cannot be told."""
+    config = _config(located, found)
+    if not config:
+        return ()
+    parameters = _core.parameters(located.component.kind, config)
+    return unused(located, [name for name, _ in parameters])
 
 
 def _types(entries: Iterable[TensorEntry]) -> dict[str, int]:

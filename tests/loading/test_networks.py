@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sdengine import _core
 from sdengine.errors import SDEngineError, WeightsError
 from sdengine.families import SD1
+from sdengine.keys import NameMap, unet
 from sdengine.loading import detect
 from sdengine.loading.networks import NETWORKS, Shapes
 from tests import inventories
@@ -111,6 +112,15 @@ def test_native_unets_have_the_reference_s_parameters(name: str) -> None:
     assert len(found) == len(state)
 
 
+@pytest.mark.parametrize("name", UNETS)
+def test_every_parameter_can_be_written_under_a_name_of_its_own(name: str) -> None:
+    state = inventories.unet_state(UNETS[name])
+    names = NameMap.of_network(unet.LDM, config_of("unet", state))
+    found = [names.to_file(canonical) for canonical in state]
+    assert all(len(spellings) == 1 for spellings in found)
+    assert len({spelling[0].name for spelling in found}) == len(state)
+
+
 @pytest.mark.parametrize(
     ("kind", "state"),
     [("autoencoder_kl", inventories.sd15_vae), ("clip_text", inventories.clip_l)],
@@ -202,7 +212,7 @@ def test_any_json_is_taken_or_refused(kind: str, data: st.DataObject) -> None:
     _core.parameters(kind, found)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(SD15)), JSON_VALUES, max_size=3))
 def test_any_stored_config_is_taken_or_refused(changed: dict[str, Any]) -> None:
     index = inventories.index_of(inventories.sd15_unet())

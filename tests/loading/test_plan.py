@@ -228,6 +228,22 @@ def test_a_missing_parameter_names_the_nearest(layouts: dict[str, Path], tmp_pat
     )
 
 
+def test_a_missing_parameter_of_a_folder_names_the_nearest(copy: Path) -> None:
+    file = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    name = "mid_block.resnets.0.conv1.weight"
+    change(file, file, lambda s: s.update({name.replace("conv1", "conv_1"): s.pop(name)}))
+    with pytest.raises(
+        WeightsError, match=r"nearest in the file: 'unet/mid_block\.resnets\.0\.conv_1"
+    ):
+        plan_model(copy)
+
+
+def test_an_unknown_family(folder: Path) -> None:
+    assert plan_model(folder, family="sd1").family is SD1
+    with pytest.raises(ParameterError, match="no family 'sd9'; choose one of sd1"):
+        plan_model(folder, family="sd9")
+
+
 def test_a_wrong_shape_is_reported(layouts: dict[str, Path], tmp_path: Path) -> None:
     path = change(
         layouts["ldm"],
@@ -314,11 +330,6 @@ def test_an_autoencoder_of_another_family(
 
 
 # ------------------------------ configs that tell lies
-@pytest.fixture
-def copy(folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(folder, tmp_path / "copy"))
-
-
 def edit_json(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 

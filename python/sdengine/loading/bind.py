@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from sdengine.errors import ParameterError, WeightsError
@@ -43,12 +43,13 @@ def bind(
         WeightsError: parameters are missing or do not fit; the message names what comes nearest.
     """
     sources = located.sources
+    spare = unused(located, [name for name, _ in expected])
     bindings: list[Binding] = []
     faults: list[str] = []
     for name, shape in expected:
         source = sources.get(name)
         if source is None:
-            faults.append(_missing(located, name, shape))
+            faults.append(_missing(located, name, shape, spare))
             continue
         try:
             bindings.append(Binding(name, fit(source, shape), source.transpose))
@@ -56,10 +57,14 @@ def bind(
             faults.append(str(error))
     if faults:
         raise WeightsError(_summary(located, faults, len(expected)))
-    wanted = {name for name, _ in expected}
-    used = {source.name for name, source in sources.items() if name in wanted}
-    left = tuple(located.prefix + name for name in located.entries if name not in used)
-    return tuple(bindings), left
+    return tuple(bindings), spare
+
+
+def unused(located: Located, parameters: Iterable[str]) -> tuple[str, ...]:
+    """Full names of the component's tensors that none of these canonical parameters come from."""
+    sources = located.sources
+    used = {sources[name].name for name in parameters if name in sources}
+    return tuple(located.prefix + name for name in located.entries if name not in used)
 
 
 def fit(source: Source, shape: Shape) -> TensorEntry:
@@ -106,10 +111,10 @@ def _wrong_shape(entry: TensorEntry, expected: Shape) -> WeightsError:
     return WeightsError(f"{entry.name!r} has shape {list(entry.shape)}; expected {list(expected)}")
 
 
-def _missing(located: Located, name: str, shape: Shape) -> str:
+def _missing(located: Located, name: str, shape: Shape, spare: Sequence[str]) -> str:
     spellings = [located.prefix + other.name for other in located.names.to_file(name)]
     wanted = spellings[0] if spellings else name
-    like = nearest(wanted, [located.prefix + unknown for unknown in located.unknown])
+    like = nearest(wanted, spare)
     hint = f" (nearest in the file: {', '.join(map(repr, like))})" if like else ""
     return f"{wanted!r} {list(shape)} is missing{hint}"
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sdengine.errors import WeightsError
+from sdengine.errors import ParameterError, WeightsError
 from sdengine.families import FAMILIES, Family, Variant
 from sdengine.families.unsupported import ADAPTER_ADVICE, ADDITIONS, DENOISERS, UNETS, TensorNames
 from sdengine.formats import TensorIndex
@@ -52,7 +52,11 @@ def detect(index: TensorIndex, family: str | None = None) -> Detection:
 
     Raises:
         WeightsError: it is of a supported family, but damaged.
+        ParameterError: there is no such family.
     """
+    if family is not None and family not in {known.name for known in FAMILIES}:
+        choices = ", ".join(known.name for known in FAMILIES)
+        raise ParameterError(f"there is no family {family!r}; choose one of {choices}")
     names = TensorNames({name: entry.shape for name, entry in index.tensors.items()})
     if "model_index" not in index.configs:  # a pipeline's folder may hold additions beside a model
         for signature in ADDITIONS:

@@ -65,11 +65,6 @@ class Located:
             found[mapped.name] = Source(name, self.entries[name], mapped.part, mapped.transpose)
         return found
 
-    @cached_property
-    def unknown(self) -> tuple[str, ...]:
-        """Names below the prefix (stripped) that the dialect does not have."""
-        return tuple(n for n in self.entries if not self.names.to_canonical(n))
-
     def _translated(self) -> Iterator[tuple[str, MappedName]]:
         for name in self.entries:
             for mapped in self.names.to_canonical(name):

@@ -1,0 +1,5 @@
+"""``python -m sdengine``: the command line."""
+
+from .cli import main
+
+main()
