@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import statistics
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,25 +66,24 @@ class Sdcpp:
         self.arguments = arguments
         self.builds: dict[str, dict[str, str]] = {}
         self.facts: list[Report] = []
-        for variables in ({}, *({LIBRARY: path} for path in libraries)):
+        for number, variables in enumerate(({}, *({LIBRARY: path} for path in libraries)), 1):
             facts = measuring.child(self.script, ["--facts"], 1, variables)
             self.facts.append(facts)
-            self.builds[facts["instructions"]] = variables
+            self.builds[f"{number}:{facts['instructions']}"] = variables
         self.trials: list[Report] = []
 
     def contender(self, weight_type: str) -> Contender:
         """The fastest build and options for this type of weights."""
         model = self._model(weight_type)
+        unet = ["--no-vae", "--steps", "1", "--size", str(self.arguments.size)]
         build, options = self._fastest(
             model,
-            [
-                (build, [*flash, *direct])
-                for build, flash, direct in itertools.product(
-                    self.builds, ([], ["--flash"]), ([], ["--direct"])
-                )
-            ],
-            ["--no-vae", "--steps", "1", "--size", str(self.arguments.size)],
+            [(build, flash) for build in self.builds for flash in ([], ["--flash"])],
+            unet,
             "unet",
+        )
+        build, options = self._fastest(
+            model, [(build, options), (build, [*options, "--direct"])], unet, "unet"
         )
         if self.arguments.vae:
             build, options = self._fastest(
@@ -105,17 +102,20 @@ class Sdcpp:
     def _fastest(
         self, model: Path, candidates: list[tuple[str, list[str]]], work: list[str], part: str
     ) -> tuple[str, list[str]]:
-        times = []
+        times: list[float] = []
         for build, options in candidates:
+            limit = min(TRIAL_LIMIT, 60 + 3 * min(times, default=TRIAL_LIMIT))
             try:
-                report = self._run(model, build, [*options, *work], TRIAL_LIMIT)
-                seconds = report[part]["median"]
+                report = self._run(model, build, [*options, *work], limit)
+                seconds = report[part]["first"]
             except subprocess.TimeoutExpired:
                 seconds = float("inf")
             times.append(seconds)
             trial = {"model": model.name, "build": build, "options": options, part: seconds}
             self.trials.append(trial)
-            print(f"  trial {model.name} {build} {' '.join(options)}: {part} {seconds} s", flush=True)
+            print(
+                f"  trial {' '.join([model.name, build, *options])}: {part} {seconds} s", flush=True
+            )
         return candidates[times.index(min(times))]
 
     def _run(
@@ -123,7 +123,8 @@ class Sdcpp:
     ) -> Report:
         threads = self.arguments.threads
         options = ["--model", str(model), "--threads", str(threads), *work]
-        return measuring.child(self.script, options, threads, self.builds[build], limit)
+        report: Report = measuring.child(self.script, options, threads, self.builds[build], limit)
+        return report
 
     def _model(self, weight_type: str) -> Path:
         """The common f16 checkpoint, or its own conversion of it, which it loads fastest."""
@@ -164,7 +165,7 @@ class Diffusers:
         size = str(min(TRIAL_SIZE, self.arguments.size))
         work = [*options, "--no-vae", "--size", size, "--steps", "2"]
         try:
-            seconds = self._run(work, TRIAL_LIMIT)["unet"]["median"]
+            seconds = float(self._run(work, TRIAL_LIMIT)["unet"]["median"])
         except subprocess.TimeoutExpired:
             seconds = float("inf")
         self.trials.append({"options": options, "unet": seconds})
@@ -180,7 +181,8 @@ class Diffusers:
     def _run(self, work: Sequence[str], limit: float | None = None) -> Report:
         threads = self.arguments.threads
         options = ["--model", str(synthetic.model()), "--threads", str(threads), *work]
-        return measuring.child(self.script, options, threads, limit=limit)
+        report: Report = measuring.child(self.script, options, threads, limit=limit)
+        return report
 
 
 def engine(weight_type: str, arguments: argparse.Namespace) -> Contender:
@@ -243,7 +245,7 @@ def table(contenders: Sequence[Contender]) -> str:
         for keys, width in (
             (("unet", "median"), 8),
             (("unet", "cpu_median"), 7),
-            (("vae", "median"), 7),
+            (("vae", "first"), 7),
         ):
             cells += f" {c.median(*keys):{width}.2f} {c.median(*keys) / base.median(*keys):6.2f}"
         memory = c.median("unet_peak_memory")
@@ -285,8 +287,8 @@ def main() -> None:
     if arguments.steps < 2 or arguments.rounds < 1:
         parser.error("--steps must be at least 2 and --rounds at least 1")
     arguments.threads = arguments.threads or step.default_threads()
+    facts, before = measuring.machine(), measuring.load_average()
     measuring.bind_to_cores(arguments.threads)
-    before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     contenders, peers = find_contenders(arguments)
     for turn in range(arguments.rounds):
         # Every other round backwards, so that nobody always runs on a processor warmed by another.
@@ -294,14 +296,12 @@ def main() -> None:
             contender.reports.append(contender.run())
             print(f"  round {turn + 1}: {contender.name} {contender.weight_type}", flush=True)
     print(table(contenders))
-    facts = measuring.machine()
-    after = measuring.load_average()
     measuring.write_json(
         arguments.json or measuring.HERE / "results" / f"{measuring.slug(facts)}.json",
         {
             "machine": facts,
             "work": {"size": arguments.size, "threads": arguments.threads},
-            "load_average": {"before": before, "after": after},
+            "load_average": {"before": before, "after": measuring.load_average()},
             "peers": peers,
             "contenders": [
                 {
@@ -320,4 +320,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -79,7 +79,7 @@ def timed(
 
 
 def denoiser_inputs(size: int, batch: int = 1) -> tuple[Array, Array]:
-    """Latents ``[batch, 4, size / 8, size / 8]`` and context ``[batch, 77, 768]``, always the same."""
+    """Latents ``[batch, 4, size / 8, size / 8]`` and context ``[batch, 77, 768]``, fixed."""
     random = np.random.default_rng(0)
     side = size // FACTOR
     latents = random.standard_normal((1, shapes.FULL.latent_channels, side, side), np.float32)
@@ -100,7 +100,7 @@ def relative_error(found: Sequence[float], expected: Sequence[float]) -> float:
 
 
 def peak_memory() -> int:
-    """Highest resident memory of this process so far, in bytes; mapped weights that were read count."""
+    """Highest resident memory of this process so far, in bytes; weights mapped and read count."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -143,10 +143,10 @@ def child(
         RuntimeError: the child failed; the message holds the end of what it said.
         subprocess.TimeoutExpired: it ran longer than `limit`.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", **(variables or {})}
+    settings = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, str(HERE / script), *arguments],
-        env=environment,
+        env={**os.environ, **settings, **(variables or {})},
         capture_output=True,
         text=True,
         timeout=limit,
@@ -168,7 +168,7 @@ def machine() -> dict[str, Any]:
     """What a reader must know of the machine to place the numbers."""
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count(),
         "features": _features(),
         "memory_gb": _memory_gb(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -179,7 +179,8 @@ def machine() -> dict[str, Any]:
 
 def slug(facts: Mapping[str, Any]) -> str:
     """A file name for a machine, such as ``amd-epyc-4-cores``."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{facts['processor']} {facts['cores']} cores".lower()).strip("-")
+    name = f"{facts['processor']} {facts['cores']} cores".lower()
+    return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
 
 
 def write_json(path: Path, report: Mapping[str, Any]) -> None:
@@ -205,7 +206,16 @@ def _processor() -> str:
 
 def _features() -> list[str]:
     """The instruction sets that matter for matrix products."""
-    wanted = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8")
+    wanted = (
+        "avx2",
+        "fma",
+        "f16c",
+        "avx512f",
+        "avx512_vnni",
+        "avx512_bf16",
+        "avx_vnni",
+        "amx_int8",
+    )
     present = set(_cpu_info("flags").split())
     return [name for name in wanted if name in present]
 

@@ -40,7 +40,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     layout = torch.channels_last if arguments.channels_last else torch.contiguous_format
 
-    def load(kind: type, config: dict[str, Any]) -> Any:
+    def load(kind: Any, config: dict[str, Any]) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
             network = kind.from_single_file(arguments.model, config=folder, torch_dtype=dtype)

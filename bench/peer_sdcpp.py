@@ -27,11 +27,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     said: list[str] = []
 
-    @peer.sd_log_callback
     def keep(level: int, text: bytes, data: Any) -> None:
         said.append(text.decode(errors="replace"))
 
-    peer.sd_set_log_callback(keep, ctypes.c_void_p(0))
+    keep_native = peer.sd_log_callback(keep)  # a name, because the library does not own it
+    peer.sd_set_log_callback(keep_native, ctypes.c_void_p(0))
     started = time.perf_counter()
     pipe = peer.StableDiffusion(
         model_path=str(arguments.model),
@@ -53,7 +53,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "encode": _seconds(ENCODE_SECONDS, log),
             "unet": laps.summary(warm_ups=min(1, arguments.steps - 1)),
             "unet_peak_memory": memory[0],
-            "vae": {"median": _seconds(LATENT_SECONDS, log)},
+            "vae": {"first": _seconds(LATENT_SECONDS, log)},
             "peak_memory": peak_memory(),
         }
 
@@ -108,7 +108,12 @@ def convert(source: str, target: str, weight_type: str) -> dict[str, Any]:
     import stable_diffusion_cpp as peer
 
     done = peer.convert(
-        source.encode(), b"", target.encode(), peer.stable_diffusion.GGML_TYPE_MAP[weight_type], b"", True
+        source.encode(),
+        b"",
+        target.encode(),
+        peer.stable_diffusion.GGML_TYPE_MAP[weight_type],
+        b"",
+        True,
     )
     return {"converted": bool(done)}
 

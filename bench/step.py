@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import synthetic
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """One model at one size, in this process."""
     import sdengine
+    from sdengine import _core
 
     started = time.perf_counter()
     pipe = sdengine.load(arguments.model, threads=arguments.threads)
@@ -30,6 +30,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     # A prompt and its negative prompt are encoded together, so this is the time of two.
     report["encode_pair"], _ = measuring.timed(lambda: pipe.encode_prompt(measuring.PROMPT, ""), 3)
 
+    report["peak_gflops_per_thread"] = round(_core.kernels.peak_gflops(), 1)
     latents, context = measuring.denoiser_inputs(arguments.size)
     cond = sdengine.Conditioning(context)
     report["unet"], noise = measuring.timed(
@@ -60,7 +61,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(
-    weight_type: str, size: int, threads: int, repeats: int, *, guided: bool = True, vae: bool = True
+    weight_type: str,
+    size: int,
+    threads: int,
+    repeats: int,
+    *,
+    guided: bool = True,
+    vae: bool = True,
 ) -> dict[str, Any]:
     """The same in a process of its own, from a warm file cache."""
     path = synthetic.model(weight_type)
@@ -91,6 +98,7 @@ def main() -> None:
         return
 
     threads = arguments.threads or default_threads()
+    machine = measuring.machine()
     measuring.bind_to_cores(threads)
     results = []
     print(f"{'type':6} {'size':>5}  {HEADINGS}")
@@ -107,7 +115,7 @@ def main() -> None:
             print(row(result), flush=True)
             results.append(result)
     if arguments.json:
-        report = {"machine": measuring.machine(), "threads": threads, "results": results}
+        report = {"machine": machine, "threads": threads, "results": results}
         measuring.write_json(arguments.json, report)
 
 
@@ -135,4 +143,4 @@ def row(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

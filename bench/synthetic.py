@@ -19,7 +19,7 @@ import shapes
 from numpy.typing import NDArray
 
 PLAIN = "f16"
-_POOL = 1 << 22
+_POOL = 1 << 20
 _HEADER_ALIGNMENT = 64
 
 
@@ -94,7 +94,7 @@ def _values(parameters: list[shapes.Parameter], seed: int) -> Iterator[NDArray[n
             continue
         fan_in = math.prod(shape[1:])
         if fan_in not in scaled:
-            scaled = {fan_in: (pool / math.sqrt(fan_in)).astype(np.float16)}
+            scaled[fan_in] = (pool / math.sqrt(fan_in)).astype(np.float16)
         start = int(random.integers(_POOL))
         for done in range(0, count, _POOL):
             yield scaled[fan_in][start : start + min(_POOL, count - done)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from pathlib import Path
@@ -179,6 +180,22 @@ def test_without_a_tokenizer(folder: Path, tmp_path: Path, monkeypatch: pytest.M
     result = convert(path, tmp_path / "m.gguf")
     assert not result.has_tokenizer
     assert not any("tokenizer" in key for key in open_index(result.path).metadata)
+
+
+def test_defaults_of_the_caller_s_choice(folder: Path, tmp_path: Path) -> None:
+    chosen = {"width": 128, "steps": 9, "guidance": 5, "sampler": "dpm++2m"}
+    found = plan_model(convert(folder, tmp_path / "m.gguf", defaults=chosen).path).defaults
+    assert found == dataclasses.replace(plan_model(folder).defaults, **chosen)
+    assert type(found.guidance) is float
+
+
+@pytest.mark.parametrize(
+    "defaults", [{"size": 5}, {"width": 64.0}, {"steps": True}, {"guidance": "7"}, {"sampler": 3}]
+)
+def test_defaults_that_cannot_be(folder: Path, tmp_path: Path, defaults: dict[str, object]) -> None:
+    with pytest.raises(ParameterError, match=next(iter(defaults))):
+        convert(folder, tmp_path / "m.gguf", defaults=defaults)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ------------------------------ progress and failure

@@ -6,13 +6,14 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from sdengine import _core
 from sdengine.errors import ParameterError, TokenizerError
+from sdengine.families import Defaults
 from sdengine.formats import DTYPES
 from sdengine.keys import NameMap
 from sdengine.loading import Binding, ComponentPlan, ModelPlan, plan_model
@@ -22,6 +23,7 @@ from sdengine.loading.weight_types import Choice, TypeRule, check_type, choose_t
 from sdengine.tokenizers import ClipTokenizer, load_clip_tokenizer, to_gguf_fields
 
 _QUANTIZATION_VERSION = 2  # of ggml's block types, as gguf's `general.quantization_version`
+_SMALL = 1 << 18  # values; a thread of its own would take longer to start than to convert these
 _HEADER_BYTES = 4 << 20  # more than a header with a CLIP tokenizer takes
 
 
@@ -76,6 +78,7 @@ def convert(
     vae: str | PathLike[str] | None = None,
     text_encoders: TextEncoders | None = None,
     tokenizer: str | PathLike[str] | ClipTokenizer | None = None,
+    defaults: Mapping[str, object] | None = None,
     callback: Callable[[ConvertEvent], None] | None = None,
     threads: int = 0,
     overwrite: bool = True,
@@ -93,12 +96,15 @@ def convert(
         vae: an autoencoder to take instead of the model's.
         text_encoders: text encoders to take instead of the model's.
         tokenizer: a tokenizer, or the path of one; None takes the model's own.
+        defaults: what a generation takes where the caller says nothing, in place of the model's own:
+            any of ``width``, ``height``, ``steps``, ``guidance``, ``sampler``, ``schedule``.
         callback: called after every tensor. An exception in it ends the conversion and comes out.
         threads: 0 takes all cores.
         overwrite: replace an existing file.
 
     Raises:
-        ParameterError: an unknown type, a bad rule, or `dst` exists and must not be replaced.
+        ParameterError: an unknown type, a bad rule or default, or `dst` exists and must not be
+            replaced.
         OutputError: `dst` cannot be written, or the disk is too small.
         UnsupportedModelError, WeightsError, FormatError: `src` cannot be used.
     """
@@ -107,6 +113,8 @@ def convert(
     if dst.exists() and (not overwrite or dst.is_dir()):
         raise ParameterError(f"{dst} exists; choose another name, or overwrite=True for a file")
     plan = plan_model(src, vae, text_encoders)
+    if defaults:
+        plan = replace(plan, defaults=_with_defaults(plan.defaults, defaults))
     tokenizers = _tokenizers(plan, tokenizer)
     jobs = [
         job
@@ -126,6 +134,22 @@ def convert(
         types={job.tensor.name: job.choice for job in jobs},
         has_tokenizer=bool(tokenizers),
     )
+
+
+def _with_defaults(own: Defaults, given: Mapping[str, object]) -> Defaults:
+    """The model's defaults with the caller's values in their place."""
+    known = asdict(own)
+    for name, value in given.items():
+        if name not in known:
+            raise ParameterError(f"there is no default {name!r}; known are {', '.join(known)}")
+        kind = type(known[name])
+        taken = float(value) if kind is float and type(value) is int else value
+        if type(taken) is not kind:
+            raise ParameterError(
+                f"the default {name} = {value!r}; expected one of type {kind.__name__}"
+            )
+        known[name] = taken
+    return Defaults(**known)
 
 
 def _jobs(
@@ -202,7 +226,7 @@ def _write_data(
             dst_path=str(path),
             dst_offset=offsets[name],
             dst_dtype=job.tensor.dtype,
-            threads=threads,
+            threads=threads if entry.elements > _SMALL else 1,
         )
         if callback is not None:
             callback(ConvertEvent(name, number, len(jobs), done, total))

@@ -203,6 +203,11 @@ def test_a_tokenizer_with_too_many_words(folder: Path, tmp_path: Path) -> None:
 
 
 # ------------------------------ errors
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
 def change(source: Path, target: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> Path:
     state = load_file(source)
     edit(state)

@@ -5,6 +5,7 @@
 // for the whole program.
 #include <cstdint>
 #include <cstring>
+#include <cstdlib>
 
 #include "kernels/dispatch.h"
 #include "kernels/scratch.h"

@@ -12,51 +12,113 @@ constexpr float kA2 = kA * kA, kB2 = kB * kB;
 constexpr int64_t kPoints = 36;  // 6 x 6
 constexpr int64_t kOutTile = 4, kInTile = 6;
 
-// One row of B^T d.
-SDE_INLINE void transform_input(const Vec (&d)[6], Vec (&t)[6]) {
-    const Vec even_a = d[4] - d[2] * kB2, odd_a = d[3] - d[1] * kB2;
-    const Vec even_b = d[4] - d[2] * kA2, odd_b = d[3] - d[1] * kA2;
-    t[0] = (d[4] - d[2] * (kA2 + kB2)) + d[0] * (kA2 * kB2);
-    t[1] = even_a + odd_a * kA;
-    t[2] = even_a - odd_a * kA;
-    t[3] = even_b + odd_b * kB;
-    t[4] = even_b - odd_b * kB;
-    t[5] = (d[5] - d[3] * (kA2 + kB2)) + d[1] * (kA2 * kB2);
+// A transform of six points computes them in three pairs that share their terms: (1, 2), (3, 4) and (0, 5). In two
+// dimensions, doing all columns of one pair and then its two rows keeps everything in registers.
+constexpr int kPairs[3][2] = {{1, 2}, {3, 4}, {0, 5}};
+
+template <int Pair>
+SDE_INLINE void transform_input_pair(const Vec (&d)[6], Vec& first, Vec& second) {
+    if constexpr (Pair == 2) {
+        first = (d[4] - d[2] * (kA2 + kB2)) + d[0] * (kA2 * kB2);
+        second = (d[5] - d[3] * (kA2 + kB2)) + d[1] * (kA2 * kB2);
+    } else {
+        constexpr float kThis = Pair == 0 ? kA : kB, kOther2 = Pair == 0 ? kB2 : kA2;
+        const Vec even = d[4] - d[2] * kOther2, odd = d[3] - d[1] * kOther2;
+        first = even + odd * kThis;
+        second = even - odd * kThis;
+    }
 }
 
-// One row of G g.
-SDE_INLINE void transform_weight(const Vec (&g)[3], Vec (&t)[6]) {
-    constexpr float kScaleA = 1 / (2 * kA2 * (kA2 - kB2)), kScaleB = 1 / (2 * kB2 * (kB2 - kA2));
-    const Vec even_a = g[0] * kScaleA + g[2] * (kScaleA * kA2), odd_a = g[1] * (kScaleA * kA);
-    const Vec even_b = g[0] * kScaleB + g[2] * (kScaleB * kB2), odd_b = g[1] * (kScaleB * kB);
-    t[0] = g[0] * (1 / (kA2 * kB2));
-    t[1] = even_a + odd_a;
-    t[2] = even_a - odd_a;
-    t[3] = even_b + odd_b;
-    t[4] = even_b - odd_b;
-    t[5] = g[2];
+template <int Pair>
+SDE_INLINE void transform_weight_pair(const Vec (&g)[3], Vec& first, Vec& second) {
+    if constexpr (Pair == 2) {
+        first = g[0] * (1 / (kA2 * kB2));
+        second = g[2];
+    } else {
+        constexpr float kThis = Pair == 0 ? kA : kB, kThis2 = kThis * kThis, kOther2 = Pair == 0 ? kB2 : kA2;
+        constexpr float kScale = 1 / (2 * kThis2 * (kThis2 - kOther2));
+        const Vec even = g[0] * kScale + g[2] * (kScale * kThis2), odd = g[1] * (kScale * kThis);
+        first = even + odd;
+        second = even - odd;
+    }
 }
 
-// One row of A^T m.
-SDE_INLINE void transform_output(const Vec (&m)[6], Vec (&y)[4]) {
-    const Vec even_a = m[1] + m[2], odd_a = m[1] - m[2];
-    const Vec even_b = m[3] + m[4], odd_b = m[3] - m[4];
-    y[0] = m[0] + even_a + even_b;
-    y[1] = odd_a * kA + odd_b * kB;
-    y[2] = even_a * kA2 + even_b * kB2;
-    y[3] = odd_a * (kA2 * kA) + odd_b * (kB2 * kB) + m[5];
+// The four points of an output in two pairs, (0, 2) and (1, 3).
+template <int Pair>
+SDE_INLINE void transform_output_pair(const Vec (&m)[6], Vec& first, Vec& second) {
+    if constexpr (Pair == 0) {
+        const Vec even_a = m[1] + m[2], even_b = m[3] + m[4];
+        first = m[0] + even_a + even_b;
+        second = even_a * kA2 + even_b * kB2;
+    } else {
+        const Vec odd_a = m[1] - m[2], odd_b = m[3] - m[4];
+        first = odd_a * kA + odd_b * kB;
+        second = odd_a * (kA2 * kA) + odd_b * (kB2 * kB) + m[5];
+    }
+}
+
+// Two rows of the transformed tile, from `read(y, x)` to `write(y, x, value)`.
+template <int Pair, class Read, class Write>
+SDE_INLINE void transform_input_rows(const Read& read, const Write& write) {
+    Vec rows[2][6];
+#pragma GCC unroll 6
+    for (int x = 0; x < 6; ++x) {
+        const Vec d[6] = {Pair == 2 ? read(0, x) : Vec{}, read(1, x), read(2, x),
+                          read(3, x), read(4, x), Pair == 2 ? read(5, x) : Vec{}};
+        transform_input_pair<Pair>(d, rows[0][x], rows[1][x]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+        Vec t[6];
+        transform_input_pair<0>(rows[i], t[1], t[2]);
+        transform_input_pair<1>(rows[i], t[3], t[4]);
+        transform_input_pair<2>(rows[i], t[0], t[5]);
+#pragma GCC unroll 6
+        for (int x = 0; x < 6; ++x) write(kPairs[Pair][i], x, t[x]);
+    }
+}
+
+template <int Pair, class Write>
+SDE_INLINE void transform_weight_rows(const Vec (&g)[3][3], const Write& write) {
+    Vec rows[2][3];
+    for (int x = 0; x < 3; ++x) transform_weight_pair<Pair>({g[0][x], g[1][x], g[2][x]}, rows[0][x], rows[1][x]);
+    for (int i = 0; i < 2; ++i) {
+        Vec t[6];
+        transform_weight_pair<0>(rows[i], t[1], t[2]);
+        transform_weight_pair<1>(rows[i], t[3], t[4]);
+        transform_weight_pair<2>(rows[i], t[0], t[5]);
+        for (int x = 0; x < 6; ++x) write(kPairs[Pair][i], x, t[x]);
+    }
+}
+
+template <int Pair, class Read, class Write>
+SDE_INLINE void transform_output_rows(const Read& read, const Write& write) {
+    Vec rows[2][6];
+#pragma GCC unroll 6
+    for (int x = 0; x < 6; ++x) {
+        const Vec m[6] = {Pair == 0 ? read(0, x) : Vec{}, read(1, x), read(2, x),
+                          read(3, x), read(4, x), Pair == 1 ? read(5, x) : Vec{}};
+        transform_output_pair<Pair>(m, rows[0][x], rows[1][x]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+        Vec y[4];
+        transform_output_pair<0>(rows[i], y[0], y[2]);
+        transform_output_pair<1>(rows[i], y[1], y[3]);
+        for (int x = 0; x < 4; ++x) write(Pair + 2 * i, x, y[x]);
+    }
 }
 
 // Channels of a slice, tiles and out channels of a work item.
-constexpr int64_t kWinogradSlice = 64;
-constexpr int64_t kWinogradTiles = 96;
-constexpr int64_t kWinogradGroup = 64;
+static int64_t env(const char*n,int64_t d){const char*v=getenv(n);return v?atoll(v):d;}
+static const int64_t kWinogradSlice = env("WS",64), kWinogradTiles = env("WT",96), kWinogradGroup = env("WG",64);
 
 struct WinogradPlan {
     int64_t tile_rows, tile_columns, tiles;
     int64_t slice;  // channels
     int64_t panels, groups, blocks;
     int64_t block_tiles;
+    int64_t weight_part;  // channels transformed at a time: few, to stay in the L1 cache, but whole quantization blocks
     // Distances between points, one cache line more than the data so that the points do not share cache sets.
     int64_t input_stride, weight_stride, sum_stride;
 
@@ -72,6 +134,7 @@ struct WinogradPlan {
         if (groups * blocks < wanted) groups = min_of(panels, ceil_div(wanted, blocks));
         block_tiles = ceil_div(tiles, blocks);
         input_stride = block_tiles * slice + 16;
+        weight_part = min_of<int64_t>(slice, max_of<int64_t>(16, ggml_blck_size(p.weight.type)));
         weight_stride = slice * kPanelWidth + 16;
         sum_stride = block_tiles * kPanelWidth + 16;
     }
@@ -88,8 +151,8 @@ struct WinogradScratch {
     float* sums;     // for each panel of the group [kPoints][block_tiles][kPanelWidth]
 
     void lay_out(Layout& layout) {
-        panel = layout.take<float>(9 * plan.slice * kPanelWidth);
-        row_buffer = layout.take<float>(row_buffer_size(product.weight, 9 * plan.slice));
+        panel = layout.take<float>(9 * plan.weight_part * kPanelWidth);
+        row_buffer = layout.take<float>(row_buffer_size(product.weight, 9 * plan.weight_part));
         weights = layout.take<float>(kPoints * plan.weight_stride);
         inputs = layout.take<float>(kPoints * plan.input_stride);
         sums = layout.take<float>(plan.panels_in_group() * kPoints * plan.sum_stride);
@@ -110,34 +173,31 @@ struct WinogradItem {
             s.windows.point(first + tile, 1, channel, channels, pixels);
             float* to = s.inputs + tile * plan.slice;
             for_vectors(channels, [&](int64_t c, int64_t n) {
-                Vec columns[6][6], d[6], t[6];
-                for (int x = 0; x < 6; ++x) {
-                    for (int y = 0; y < 6; ++y) d[y] = read_lanes(pixels[y * 6 + x] + c, n);
-                    transform_input(d, t);
-                    for (int y = 0; y < 6; ++y) columns[y][x] = t[y];
-                }
-                for (int y = 0; y < 6; ++y) {
-                    transform_input(columns[y], t);
-                    for (int x = 0; x < 6; ++x) store(to + (y * 6 + x) * plan.input_stride + c, t[x]);
-                }
+                const auto read = [&](int y, int x) { return read_lanes(pixels[y * 6 + x] + c, n); };
+                const auto write = [&](int y, int x, Vec v) { store(to + (y * 6 + x) * plan.input_stride + c, v); };
+                transform_input_rows<0>(read, write);
+                transform_input_rows<1>(read, write);
+                transform_input_rows<2>(read, write);
             });
         }
     }
 
     __attribute__((noinline)) void load_weights(int64_t panel, int64_t width, int64_t channel, int64_t channels) const {
-        const int64_t out_channel = panel * kPanelWidth;
-        pack_weight(p.weight, out_channel, min_of<int64_t>(kPanelWidth, p.out_channels() - out_channel), channel * 9,
-                    {9, channels}, width, s.row_buffer, s.panel);
-        for (int64_t at = 0; at < channels * width; at += kLanes) {
-            Vec columns[6][3], g[3], t[6];
-            for (int x = 0; x < 3; ++x) {
-                for (int y = 0; y < 3; ++y) g[y] = load(s.panel + (y * 3 + x) * channels * width + at);
-                transform_weight(g, t);
-                for (int y = 0; y < 6; ++y) columns[y][x] = t[y];
-            }
-            for (int y = 0; y < 6; ++y) {
-                transform_weight(columns[y], t);
-                for (int x = 0; x < 6; ++x) store(s.weights + (y * 6 + x) * plan.weight_stride + at, t[x]);
+        const int64_t out_channel = panel * kPanelWidth, valid = min_of<int64_t>(kPanelWidth, p.out_channels() - out_channel);
+        for (int64_t part = 0; part < channels; part += plan.weight_part) {
+            const int64_t count = min_of(plan.weight_part, channels - part);
+            pack_weight(p.weight, out_channel, valid, (channel + part) * 9, {1, count * 9}, width, s.row_buffer, s.panel);
+            for (int64_t i = 0; i < count; ++i) {
+                for (int64_t column = 0; column < width; column += kLanes) {
+                    const float* from = s.panel + i * 9 * width + column;
+                    float* to = s.weights + (part + i) * width + column;
+                    Vec g[3][3];
+                    for (int tap = 0; tap < 9; ++tap) g[tap / 3][tap % 3] = load(from + tap * width);
+                    const auto write = [&](int y, int x, Vec v) { store(to + (y * 6 + x) * plan.weight_stride, v); };
+                    transform_weight_rows<0>(g, write);
+                    transform_weight_rows<1>(g, write);
+                    transform_weight_rows<2>(g, write);
+                }
             }
         }
     }
@@ -167,19 +227,14 @@ struct WinogradItem {
             const int64_t height = min_of(kOutTile, out_height - y), columns = min_of(kOutTile, out_width - x);
             const int64_t pixel = batch * p.pixels_per_batch + y * out_width + x;
             for_vectors(channels, [&](int64_t c, int64_t n) {
-                Vec half[4][6], m[6], t[4];
-                for (int i = 0; i < 6; ++i) {
-                    for (int j = 0; j < 6; ++j) m[j] = load(sums + (j * 6 + i) * plan.sum_stride + tile * width + c);
-                    transform_output(m, t);
-                    for (int j = 0; j < 4; ++j) half[j][i] = t[j];
-                }
-                for (int64_t j = 0; j < height; ++j) {
-                    transform_output(half[j], t);
-                    for (int64_t i = 0; i < columns; ++i) {
-                        const int64_t at = (pixel + j * out_width + i) * p.out_channels() + out_channel + c;
-                        finish_vector(p, t[i], at, out_channel + c, batch, n, true, true);
-                    }
-                }
+                const auto read = [&](int j, int i) { return load(sums + (j * 6 + i) * plan.sum_stride + tile * width + c); };
+                const auto write = [&](int j, int i, Vec v) {
+                    if (j >= height || i >= columns) return;
+                    const int64_t at = (pixel + j * out_width + i) * p.out_channels() + out_channel + c;
+                    finish_vector(p, v, at, out_channel + c, batch, n, true, true);
+                };
+                transform_output_rows<0>(read, write);
+                transform_output_rows<1>(read, write);
             });
         }
     }

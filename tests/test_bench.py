@@ -1,0 +1,152 @@
+"""The benchmarks' own parts, on tiny sizes: a benchmark that measures the wrong thing is worse than none."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+import sdengine
+from sdengine.formats import open_index
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
+    """The modules of bench/, which are scripts beside each other and no package."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    names = ("shapes", "measuring", "synthetic", "step", "compare")
+    modules = {name: __import__(name) for name in names}
+    for name in names:
+        monkeypatch.delitem(sys.modules, name)
+    return modules
+
+
+@pytest.fixture
+def tiny(bench: dict[str, ModuleType]) -> object:
+    return bench["shapes"].Size(
+        unet_channels=(32, 64, 64, 64),
+        unet_blocks=1,
+        vae_channels=(32, 32, 32, 32),
+        vae_blocks=1,
+        text_layers=1,
+        vocabulary=600,
+    )
+
+
+def test_full_size_is_stable_diffusion_15(bench: dict[str, ModuleType]) -> None:
+    shapes = bench["shapes"]
+    counts = {
+        part.__name__: sum(math.prod(shape) for _, shape in part(shapes.FULL))
+        for part in (shapes.unet, shapes.autoencoder, shapes.text_encoder)
+    }
+    # Of diffusers' and transformers' classes with Stable Diffusion 1.5's configuration.
+    assert counts == {"unet": 859520964, "autoencoder": 83653863, "text_encoder": 123060480}
+    names = [name for name, _ in shapes.checkpoint()]
+    assert len(names) == len(set(names)) == 686 + 248 + 196
+
+
+def test_values_keep_activations_near_one(
+    bench: dict[str, ModuleType], tiny: object, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    bench["synthetic"].write_checkpoint(path, tiny)
+    index = open_index(path)
+    assert set(index.tensors) == {name for name, _ in bench["shapes"].checkpoint(tiny)}
+
+    def values(name: str) -> np.ndarray:
+        entry = index.tensors[name]
+        found = np.fromfile(path, np.float16, entry.nbytes // 2, offset=entry.offset)
+        return found.astype(np.float32).reshape(entry.shape)
+
+    kernel = values("model.diffusion_model.input_blocks.1.0.in_layers.2.weight")
+    assert kernel.std() == pytest.approx(1 / math.sqrt(32 * 9), rel=0.05)
+    assert np.unique(kernel).size > kernel.size // 10
+    assert (values("model.diffusion_model.out.0.weight") == 1).all()
+    assert (values("model.diffusion_model.out.0.bias") == 0).all()
+
+
+def test_pool_of_values_is_continued_where_it_ends(
+    bench: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench["synthetic"], "_POOL", 64)
+    pieces = list(bench["synthetic"]._values([("a.weight", (10, 20)), ("b.bias", (3,))], seed=0))
+    assert sum(len(piece) for piece in pieces) == 203
+    assert all(np.isfinite(piece).all() for piece in pieces)
+
+
+def test_step_measures_what_it_says(
+    bench: dict[str, ModuleType], tiny: object, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    bench["synthetic"].write_checkpoint(path, tiny)
+    bench["synthetic"].write_tokenizer(tmp_path / "tokenizer", 600)
+    arguments = argparse.Namespace(
+        model=str(path), threads=1, size=64, repeats=2, guided=True, vae=True
+    )
+    report = bench["step"].measure(arguments)
+    json.dumps(report)
+    assert len(report["unet"]["seconds"]) == len(report["unet_guided"]["seconds"]) == 2
+    assert report["unet_graphs_built"] == 1
+    assert report["peak_memory"] >= report["unet_peak_memory"] > report["unet_activations"] > 0
+    assert np.isfinite(report["vae_probe"]).all()
+
+    latents, context = bench["measuring"].denoiser_inputs(64)
+    pipe = sdengine.load(path, threads=1)
+    noise = pipe.predict(latents, bench["measuring"].TIMESTEP, sdengine.Conditioning(context))
+    assert report["unet_probe"] == bench["measuring"].probe(noise)
+    line = bench["step"].row({**report, "weight_type": "f16", "size": 64})
+    assert len(line.split()) == len(bench["step"].HEADINGS.split()) // 2 + 2
+
+
+def test_laps_leave_warm_ups_out(
+    bench: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 9.0, 10.0, 13.0, 15.0])
+    processor = iter([0.0, 18.0, 19.0, 22.0, 24.0])
+    monkeypatch.setattr(bench["measuring"].time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(bench["measuring"].time, "process_time", lambda: next(processor))
+    outputs = iter("abcd")
+    summary, last = bench["measuring"].timed(lambda: next(outputs), repeats=3)
+    assert summary == {"first": 9.0, "seconds": [1.0, 3.0, 2.0], "median": 2.0, "cpu_median": 2.0}
+    assert last == "d"
+
+
+def test_a_failed_child_says_why(bench: dict[str, ModuleType]) -> None:
+    with pytest.raises(RuntimeError, match="--no-such-option"):
+        bench["measuring"].child("synthetic.py", ["--no-such-option"], threads=1)
+
+
+def test_ratios_are_peer_over_engine_of_the_same_weight_type(bench: dict[str, ModuleType]) -> None:
+    def contender(name: str, weight_type: str, seconds: float, probe: list[float]) -> object:
+        part = {"median": seconds, "cpu_median": seconds, "first": seconds}
+        report = {"load": 1.0, "unet": part, "vae": part, "unet_probe": probe}
+        report |= {"unet_peak_memory": 1e9 * seconds, "peak_memory": 1e9}
+        return bench["compare"].Contender(name, weight_type, "", dict, [report])
+
+    contenders = [
+        contender("sdengine", "f16", 2.0, [1.0, 1.0]),
+        contender("sdengine", "q8_0", 4.0, [1.0, 1.1]),
+        contender("stable-diffusion.cpp", "q8_0", 6.0, [0.0, 0.0]),
+        contender("diffusers", "float32", 5.0, [1.0, 1.0]),
+    ]
+    rows = [line.split() for line in bench["compare"].table(contenders).splitlines()[1:]]
+    assert rows[2][2:8] == ["6.00", "1.50", "6.00", "1.50", "6.00", "1.50"]
+    assert rows[3][2:4] == ["5.00", "2.50"]
+    assert rows[2][10] == "1.50"
+    assert [row[-1] for row in rows] == ["0e+00", "7e-02", "1e+00", "0e+00"]
+
+
+def test_machine_facts_name_a_file(bench: dict[str, ModuleType]) -> None:
+    facts = bench["measuring"].machine()
+    assert facts["cores"] >= 1
+    assert bench["measuring"].slug({"processor": "AMD EPYC (Zen 4)", "cores": 4}) == (
+        "amd-epyc-zen-4-4-cores"
+    )
