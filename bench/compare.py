@@ -25,13 +25,15 @@ import step
 import synthetic
 
 TRIAL_SIZE = 256
-"""Pixels of trials whose outcome does not depend on the size of the picture."""
+"""Pixels of diffusers' trials, where bfloat16 may be slower by orders of magnitude."""
 TRIAL_LIMIT = 600.0
 """Seconds that a trial may take; a setting that needs more is not the fastest."""
 LIBRARY = "STABLE_DIFFUSION_CPP_LIB"
 """The environment variable with which the binding is pointed to another build of its library."""
 
 Report = dict[str, Any]
+Setting = tuple[str, list[str]]
+"""The name of a build of stable-diffusion.cpp, and options of peer_sdcpp.py."""
 
 
 @dataclass
@@ -70,53 +72,45 @@ class Sdcpp:
             facts = measuring.child(self.script, ["--facts"], 1, variables)
             self.facts.append(facts)
             self.builds[f"{number}:{facts['instructions']}"] = variables
-        self.trials: list[Report] = []
+        self.trials: dict[str, float] = {}
 
     def contender(self, weight_type: str) -> Contender:
         """The fastest build and options for this type of weights."""
         model = self._model(weight_type)
-        unet = ["--no-vae", "--steps", "1", "--size", str(self.arguments.size)]
-        build, options = self._fastest(
-            model,
-            [(build, flash) for build in self.builds for flash in ([], ["--flash"])],
-            unet,
-            "unet",
-        )
-        build, options = self._fastest(
-            model, [(build, options), (build, [*options, "--direct"])], unet, "unet"
-        )
-        if self.arguments.vae:
-            build, options = self._fastest(
-                model,
-                [(build, options), (build, [*options, "--vae-direct"])],
-                ["--steps", "1", "--size", str(min(TRIAL_SIZE, self.arguments.size))],
-                "vae",
-            )
-        work = [*options, "--size", str(self.arguments.size)]
-        work += ["--steps", str(self.arguments.steps)] + ["--no-vae"] * (not self.arguments.vae)
+        size = ["--size", str(self.arguments.size)]
+        one_step = ["--steps", "1", *size]
+        candidates = [(build, flash) for build in self.builds for flash in ([], ["--flash"])]
+        build, options = self._fastest(model, candidates, [*one_step, "--no-vae"], "unet")
+        for option, part in (("--direct", "unet"), ("--vae-direct", "vae")):
+            if part == "unet" or self.arguments.vae:
+                candidates = [(build, options), (build, [*options, option])]
+                work = one_step + ["--no-vae"] * (part == "unet")
+                build, options = self._fastest(model, candidates, work, part)
+        work = [*options, *size, "--steps", str(self.arguments.steps)]
+        work += ["--no-vae"] * (not self.arguments.vae)
         settings = " ".join([build, *options])
         return Contender(
             "stable-diffusion.cpp", weight_type, settings, lambda: self._run(model, build, work)
         )
 
     def _fastest(
-        self, model: Path, candidates: list[tuple[str, list[str]]], work: list[str], part: str
-    ) -> tuple[str, list[str]]:
+        self, model: Path, candidates: list[Setting], work: list[str], part: str
+    ) -> Setting:
         times: list[float] = []
         for build, options in candidates:
-            limit = min(TRIAL_LIMIT, 60 + 3 * min(times, default=TRIAL_LIMIT))
-            try:
-                report = self._run(model, build, [*options, *work], limit)
-                seconds = report[part]["first"]
-            except subprocess.TimeoutExpired:
-                seconds = float("inf")
-            times.append(seconds)
-            trial = {"model": model.name, "build": build, "options": options, part: seconds}
-            self.trials.append(trial)
-            print(
-                f"  trial {' '.join([model.name, build, *options])}: {part} {seconds} s", flush=True
-            )
+            label = f"{model.name} {' '.join([build, *options])}: {part}"
+            if label not in self.trials:
+                limit = min(TRIAL_LIMIT, 60 + 3 * min(times, default=TRIAL_LIMIT))
+                self.trials[label] = self._try(model, build, [*options, *work], part, limit)
+                print(f"  trial {label} {self.trials[label]} s", flush=True)
+            times.append(self.trials[label])
         return candidates[times.index(min(times))]
+
+    def _try(self, model: Path, build: str, work: Sequence[str], part: str, limit: float) -> float:
+        try:
+            return float(self._run(model, build, work, limit)[part]["first"])
+        except subprocess.TimeoutExpired:
+            return float("inf")
 
     def _run(
         self, model: Path, build: str, work: Sequence[str], limit: float | None = None
@@ -146,7 +140,7 @@ class Diffusers:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.facts = measuring.child(self.script, ["--facts"], 1)
-        self.trials: list[Report] = []
+        self.trials: dict[str, float] = {}
 
     def contenders(self) -> list[Contender]:
         """float32 in its faster layout, and bfloat16 where that is faster."""
@@ -168,7 +162,7 @@ class Diffusers:
             seconds = float(self._run(work, TRIAL_LIMIT)["unet"]["median"])
         except subprocess.TimeoutExpired:
             seconds = float("inf")
-        self.trials.append({"options": options, "unet": seconds})
+        self.trials[" ".join(options)] = seconds
         print(f"  trial diffusers {' '.join(options)}: unet {seconds} s", flush=True)
         return seconds
 

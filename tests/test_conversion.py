@@ -103,8 +103,7 @@ def test_every_type(
     folder: Path, originals: dict[str, np.ndarray], tmp_path: Path, dtype: str
 ) -> None:
     # Everything that can take the type takes it; only few rows of the tiny model hold 256 values.
-    rules = {"kind:vector": "f32", "*": dtype}
-    result = convert(folder, tmp_path / "out.gguf", dtype, rules)
+    result = convert(folder, tmp_path / "out.gguf", dtype, {"*": dtype})
     assert dtype in result.histogram
     found = read_back(result.path)
     for name, expected in originals.items():

@@ -1,5 +1,8 @@
 // The CPU kernels over numpy arrays, for tests and benchmarks.
+#include <algorithm>
+#include <array>
 #include <chrono>
+#include <cstring>
 #include <optional>
 #include <string>
 #include <thread>
@@ -101,6 +104,13 @@ ggml_type parse_type(const std::string& name) {
     reject("unknown ggml type '" + name + "'");
 }
 
+ConvMethod parse_method(const std::string& name) {
+    if (name == "auto") return ConvMethod::Auto;
+    if (name == "direct") return ConvMethod::Direct;
+    if (name == "winograd") return ConvMethod::Winograd;
+    reject("unknown convolution method '" + name + "'");
+}
+
 size_t bytes_of(ggml_type type, int64_t count) {
     const int64_t block = ggml_blck_size(type);
     if (count % block) reject("a " + std::string(ggml_type_name(type)) + " tensor holds whole blocks of " + std::to_string(block));
@@ -130,8 +140,8 @@ struct EpilogueArguments {
 py::array_t<float> run_conv2d(const Floats& input, const py::buffer& weight, const std::string& type, int64_t out_channels,
                               std::array<int, 2> kernel, int stride, std::array<int, 4> padding, bool upsample2x,
                               std::array<bool, 2> circular, OptionalFloats bias, OptionalFloats batch_bias,
-                              OptionalFloats residual, std::string activation, int threads, const std::string& isa,
-                              int repeats, py::object seconds) {
+                              OptionalFloats residual, std::string activation, const std::string& method, int threads,
+                              const std::string& isa, int repeats, py::object seconds) {
     expect_axes("input", input, 4);
     const Run run(threads, isa, repeats, std::move(seconds));
     const py::buffer_info bytes = weight.request();
@@ -142,6 +152,7 @@ py::array_t<float> run_conv2d(const Floats& input, const py::buffer& weight, con
     op.kernel_h = kernel[0], op.kernel_w = kernel[1], op.stride = stride;
     op.pad_top = padding[0], op.pad_left = padding[1], op.pad_bottom = padding[2], op.pad_right = padding[3];
     op.upsample2x = upsample2x;
+    op.method = parse_method(method);
     op.circular_x = circular[0], op.circular_y = circular[1];
     const int64_t scale = upsample2x ? 2 : 1;
     const int64_t spare_h = scale * op.height + padding[0] + padding[2] - kernel[0];
@@ -302,8 +313,8 @@ void bind_kernels(py::module_& m) {
     k.def("conv2d", run_conv2d, py::arg("input").noconvert(), py::arg("weight"), py::arg("type"), py::arg("out_channels"),
           py::kw_only(), py::arg("kernel") = std::array{3, 3}, py::arg("stride") = 1,
           py::arg("padding") = std::array{1, 1, 1, 1}, py::arg("upsample2x") = false,
-          py::arg("circular") = std::array{false, false}, bias, batch_bias, residual, activation, threads, isa, repeats,
-          seconds, "Input [N, H, W, C]; padding top, left, bottom, right; circular x, y.");
+          py::arg("circular") = std::array{false, false}, bias, batch_bias, residual, activation, py::arg("method") = "auto",
+          threads, isa, repeats, seconds, "Input [N, H, W, C]; padding top, left, bottom, right; circular x, y.");
     k.def("linear", run_linear, py::arg("input").noconvert(), py::arg("weight"), py::arg("type"), py::arg("out_features"),
           py::kw_only(), py::arg("rows_per_batch") = 0, bias, batch_bias, residual, activation, threads, isa, repeats,
           seconds);

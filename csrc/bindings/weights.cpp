@@ -33,12 +33,18 @@ void bind_weights(py::module_& m) {
             "add",
             [](WeightStore& store, const std::string& name, const std::string& dtype,
                std::vector<int64_t> shape, const std::string& path, uint64_t offset,
-               uint64_t nbytes, std::optional<std::vector<int64_t>> strides, bool transpose) {
-                store.add(name, make_source(dtype, std::move(shape), path, offset, nbytes,
-                                            std::move(strides), transpose));
+               uint64_t nbytes, std::optional<std::vector<int64_t>> strides, bool transpose,
+               const std::optional<std::string>& convert_to) {
+                std::optional<ggml_type> type;
+                if (convert_to) type = DType::parse(*convert_to).writable();
+                store.add(name,
+                          make_source(dtype, std::move(shape), path, offset, nbytes,
+                                      std::move(strides), transpose),
+                          type);
             },
             py::arg("name"), py::arg("dtype"), py::arg("shape"), py::arg("path"), py::arg("offset"),
             py::arg("nbytes"), py::arg("strides") = py::none(), py::arg("transpose") = false,
+            py::arg("convert_to") = py::none(),
             "Register a tensor of a file under its canonical name; nothing is read yet.")
         .def("__contains__", &WeightStore::has, py::arg("name"))
         .def_property_readonly("owned_bytes", &WeightStore::owned_bytes,

@@ -37,30 +37,21 @@ void check_epilogue(const Epilogue& epilogue, const Shape& output) {
     }
 }
 
-struct Conv2dSpec {
-    kernels::Conv2d op;
+// A kernel that multiplies by a weight and ends in an epilogue; operand 0 is the input, 1 the
+// weight.
+template <class Op>
+struct WeightedSpec {
+    Op op;
     EpilogueSources epilogue;
 };
 
-void run_conv2d(Conv2dSpec spec, const ggml_tensor* dst, kernels::Team& team) {
+template <class Op, void (*kernel)(const Op&, kernels::Team&)>
+void run_weighted(WeightedSpec<Op> spec, const ggml_tensor* dst, kernels::Team& team) {
     spec.op.input = source(dst, 0);
     spec.op.weight.data = dst->src[1]->data;
     spec.op.output = static_cast<float*>(dst->data);
     spec.op.epilogue = spec.epilogue.resolve(dst);
-    kernels::conv2d(spec.op, team);
-}
-
-struct LinearSpec {
-    kernels::Linear op;
-    EpilogueSources epilogue;
-};
-
-void run_linear(LinearSpec spec, const ggml_tensor* dst, kernels::Team& team) {
-    spec.op.input = source(dst, 0);
-    spec.op.weight.data = dst->src[1]->data;
-    spec.op.output = static_cast<float*>(dst->data);
-    spec.op.epilogue = spec.epilogue.resolve(dst);
-    kernels::linear(spec.op, team);
+    kernel(spec.op, team);
 }
 
 void run_group_norm(kernels::GroupNorm op, const ggml_tensor* dst, kernels::Team& team) {
@@ -101,7 +92,7 @@ Tensor Conv2d::enlarged(const Tensor& x, int64_t height, int64_t width) const {
 Tensor Conv2d::apply(const Tensor& x, const Epilogue& epilogue, bool upsample_2x) const {
     expect(x.rank() == 4 && x.size(1) == in_,
            "a convolution takes [N, " + std::to_string(in_) + ", H, W]", x);
-    Conv2dSpec spec{};
+    WeightedSpec<kernels::Conv2d> spec{};
     kernels::Conv2d& op = spec.op;
     op.batch = x.size(0);
     op.height = x.size(2);
@@ -127,8 +118,8 @@ Tensor Conv2d::apply(const Tensor& x, const Epilogue& epilogue, bool upsample_2x
     sources.add(x);
     sources.add(weight_);
     spec.epilogue = EpilogueSources(sources, bias_, epilogue);
-    ggml_tensor* raw =
-        custom(x.graph(), {shape[1], shape[3], shape[2], shape[0]}, sources, spec, run_conv2d);
+    ggml_tensor* raw = custom(x.graph(), {shape[1], shape[3], shape[2], shape[0]}, sources, spec,
+                              run_weighted<kernels::Conv2d, kernels::conv2d>);
     return {x.graph(), raw, shape};
 }
 
@@ -146,7 +137,7 @@ Tensor Linear::operator()(const Tensor& x, const Epilogue& epilogue) const {
     dims.back() = out_;
     const Shape shape(dims);
     check_epilogue(epilogue, shape);
-    LinearSpec spec{};
+    WeightedSpec<kernels::Linear> spec{};
     spec.op.in_features = in_;
     spec.op.rows = x.shape().elements() / in_;
     spec.op.rows_per_batch = spec.op.rows / x.size(0);
@@ -156,7 +147,9 @@ Tensor Linear::operator()(const Tensor& x, const Epilogue& epilogue) const {
     sources.add(weight_);
     spec.epilogue = EpilogueSources(sources, bias_, epilogue);
     const std::vector<int64_t> ne(dims.rbegin(), dims.rend());
-    return {x.graph(), custom(x.graph(), ne, sources, spec, run_linear), shape};
+    return {x.graph(),
+            custom(x.graph(), ne, sources, spec, run_weighted<kernels::Linear, kernels::linear>),
+            shape};
 }
 
 GroupNorm::GroupNorm(const Scope& scope, int64_t channels, int64_t groups, float eps)

@@ -1,5 +1,6 @@
 #include "weights/dtype.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
@@ -61,6 +62,12 @@ DType DType::parse(const std::string& name) {
                     "f8_e4m3, f8_e5m2 or a quantized type such as q8_0 or q4_k");
 }
 
+ggml_type DType::writable() const {
+    if (foreign != Foreign::None || ggml_quantize_requires_imatrix(type))
+        throw Error(ErrorKind::Weights, "this type can be read but not written");
+    return type;
+}
+
 int64_t DType::block_elements() const {
     return foreign == Foreign::None ? ggml_blck_size(type) : 1;
 }
@@ -110,6 +117,13 @@ void from_float(ggml_type type, const float* source, void* out, int64_t rows,
     // ggml_quantize_chunk also writes f32, f16 and bf16; it needs no importance matrix for the
     // types we write.
     ggml_quantize_chunk(type, source, out, 0, rows, row_elements, nullptr);
+}
+
+bool holds_infinity(ggml_type type, const void* data, int64_t count) {
+    if (type != GGML_TYPE_F16) return false;
+    const auto* halves = static_cast<const uint16_t*>(data);
+    return std::any_of(halves, halves + count,
+                       [](uint16_t bits) { return (bits & 0x7fffu) == 0x7c00u; });
 }
 
 }  // namespace sde

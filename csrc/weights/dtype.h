@@ -19,6 +19,9 @@ struct DType {
     // parameters.
     static DType parse(const std::string& name);
 
+    // The ggml type, if parameters can be written in it; throws Weights otherwise.
+    ggml_type writable() const;
+
     int64_t block_elements() const;
     size_t block_bytes() const;
     // Bytes of `elements` values; elements must be a multiple of block_elements().
@@ -30,5 +33,8 @@ void to_float(const DType& dtype, const void* source, float* out, int64_t count)
 
 // Converts `rows` rows of `row_elements` float32 values into a ggml type.
 void from_float(ggml_type type, const float* source, void* out, int64_t rows, int64_t row_elements);
+
+// Whether a written tensor holds an infinity, which for f16 means that a value was beyond 65504.
+bool holds_infinity(ggml_type type, const void* data, int64_t count);
 
 }  // namespace sde

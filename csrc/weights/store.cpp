@@ -5,6 +5,8 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "runtime/device.h"
+#include "weights/parallel.h"
 
 namespace sde {
 namespace {
@@ -82,13 +84,14 @@ WeightStore::~WeightStore() {
     for (ggml_context* context : contexts_) ggml_free(context);
 }
 
-void WeightStore::add(const std::string& name, TensorSource source) {
+void WeightStore::add(const std::string& name, TensorSource source,
+                      std::optional<ggml_type> convert_to) {
     source.validate(name);
     if (entries_.count(name)) fail("'" + name + "' was given twice");
     auto& file = files_[source.path];
     if (!file) file = std::make_shared<MappedFile>(std::filesystem::path(source.path));
     file->bytes(source.offset, source.nbytes);  // throws when the range is outside of the file
-    entries_.emplace(name, Entry{std::move(source), file, nullptr});
+    entries_.emplace(name, Entry{std::move(source), file, convert_to, nullptr});
 }
 
 ggml_tensor* WeightStore::make_tensor(ggml_type type, const Shape& shape, const std::string& name) {
@@ -129,7 +132,8 @@ ggml_tensor* WeightStore::parameter(const std::string& name, const Shape& shape,
     const uint8_t* bytes = entry.file->bytes(source.offset, source.nbytes);
     const bool plain =
         source.strides.empty() && !source.transpose && source.dtype.foreign == DType::Foreign::None;
-    ggml_type type = use == Use::Vector ? GGML_TYPE_F32 : source.dtype.type;
+    ggml_type type =
+        use == Use::Vector ? GGML_TYPE_F32 : entry.convert_to.value_or(source.dtype.type);
     // Files may quantize a tensor as one long run (reshaped to rows of 256), so that a block spans
     // two of our rows; such a parameter is held as f16 instead.
     const int64_t row_elements = shape.rank() > 1 ? shape.elements() / shape[0] : shape.elements();
@@ -148,7 +152,15 @@ ggml_tensor* WeightStore::parameter(const std::string& name, const Shape& shape,
     } else {
         const std::vector<float> values = source.read(bytes);
         tensor->data = own(ggml_nbytes(tensor));
-        from_float(type, values.data(), tensor->data, tensor->ne[1], tensor->ne[0]);
+        const int64_t row = tensor->ne[0];
+        const size_t row_bytes = ggml_row_size(type, row);
+        ggml_quantize_init(type);  // its tables are made once, not by the threads at the same time
+        in_parallel(tensor->ne[1], 1, physical_cores(), [&](int64_t begin, int64_t end) {
+            from_float(type, values.data() + begin * row,
+                       static_cast<uint8_t*>(tensor->data) + begin * row_bytes, end - begin, row);
+        });
+        if (holds_infinity(type, tensor->data, shape.elements()))
+            fail("the parameter '" + name + "' holds a value beyond the range of f16 (65504)");
     }
     entry.tensor = tensor;
     return tensor;

@@ -52,8 +52,10 @@ class WeightStore : public ParameterSource {
     ~WeightStore() override;
 
     // Registers a tensor under its canonical name. Nothing is read yet but the file's mapping is
-    // checked.
-    void add(const std::string& name, TensorSource source);
+    // checked. With `convert_to`, a matrix is held in that type instead of the file's, converted
+    // when a network asks for it.
+    void add(const std::string& name, TensorSource source,
+             std::optional<ggml_type> convert_to = {});
 
     ggml_tensor* parameter(const std::string& name, const Shape& shape, Use use) override;
     bool has(const std::string& name) const override { return entries_.count(name) != 0; }
@@ -71,6 +73,7 @@ class WeightStore : public ParameterSource {
     struct Entry {
         TensorSource source;
         std::shared_ptr<MappedFile> file;
+        std::optional<ggml_type> convert_to;
         ggml_tensor* tensor = nullptr;
     };
     ggml_tensor* make_tensor(ggml_type type, const Shape& shape, const std::string& name);

@@ -4,10 +4,10 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
-#include <thread>
 
 #include "base/error.h"
 #include "runtime/device.h"
+#include "weights/parallel.h"
 
 namespace sde {
 namespace {
@@ -23,19 +23,6 @@ void write(const std::string& path, uint64_t offset, const void* data, size_t by
                                            "); is the disk full?");
 }
 
-// Calls work(begin, end) on parts of [0, count) that start at multiples of `step`.
-template <class Work>
-void in_parallel(int64_t count, int64_t step, int threads, Work work) {
-    const int64_t steps = (count + step - 1) / step;
-    const int64_t used = std::clamp<int64_t>(steps, 1, threads);
-    std::vector<std::thread> team;
-    for (int64_t i = 1; i < used; ++i)
-        team.emplace_back(
-            [=] { work(steps * i / used * step, std::min(count, steps * (i + 1) / used * step)); });
-    work(0, std::min(count, steps / used * step));
-    for (std::thread& thread : team) thread.join();
-}
-
 }  // namespace
 
 uint64_t transcode(const TensorSource& source, const std::string& path, uint64_t offset,
@@ -43,8 +30,7 @@ uint64_t transcode(const TensorSource& source, const std::string& path, uint64_t
     source.validate("the tensor");
     const int64_t elements = source.shape.elements();
     const int64_t row = source.shape.rank() > 1 ? elements / source.shape[0] : elements;
-    if (dtype.foreign != DType::Foreign::None || ggml_quantize_requires_imatrix(dtype.type))
-        throw Error(ErrorKind::Weights, "this type can be read but not written");
+    dtype.writable();
     if (row % dtype.block_elements() != 0)
         throw Error(ErrorKind::Weights, "rows of " + std::to_string(row) +
                                             " values do not fit into blocks of " +
@@ -84,6 +70,9 @@ uint64_t transcode(const TensorSource& source, const std::string& path, uint64_t
                        out.data() + dtype.bytes(begin * row), end - begin, row);
         });
     }
+    if (holds_infinity(dtype.type, out.data(), elements))
+        throw Error(ErrorKind::Weights,
+                    "it holds a value beyond the range of f16 (65504); choose bf16 or f32 for it");
     write(path, offset, out.data(), out_bytes);
     return out_bytes;
 }

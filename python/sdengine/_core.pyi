@@ -31,6 +31,7 @@ class WeightStore:
         nbytes: int,
         strides: Sequence[int] | None = None,
         transpose: bool = False,
+        convert_to: str | None = None,
     ) -> None: ...
     def __contains__(self, name: str) -> bool: ...
     @property

@@ -29,6 +29,7 @@ def load(
     family: str | None = None,
     device: str = "auto",
     threads: int = 0,
+    weight_type: str | None = None,
 ) -> Pipeline:
     """Load a model. Weights are mapped, not read: this takes milliseconds.
 
@@ -42,6 +43,8 @@ def load(
         family: take the model for a member of this family instead of finding out.
         device: a name from :func:`sdengine.devices`, or ``"auto"``.
         threads: CPU threads; 0 takes one per physical core.
+        weight_type: hold the weights in this type (``"q8_0"``, ``"q4_k"``, ...) with the rules of
+            :func:`sdengine.convert`, quantized while loading; None uses the file's own, in place.
 
     Returns:
         A pipeline, ready to generate.
@@ -53,7 +56,9 @@ def load(
         TokenizerError: there is no tokenizer.
     """
     plan = plan_model(model, vae, text_encoders, family=family)
-    return Pipeline(plan, device=device, threads=threads, tokenizer=tokenizer)
+    return Pipeline(
+        plan, device=device, threads=threads, tokenizer=tokenizer, weight_type=weight_type
+    )
 
 
 _demo_lock = threading.Lock()

@@ -12,17 +12,23 @@ from . import _core, prompt
 from .conditioning import Conditioning
 from .errors import ParameterError, WeightsError
 from .loading import ComponentPlan
+from .loading.weight_types import choose_type
 from .tokenizers import ClipTokenizer
 
 Array = NDArray[np.float32]
 MAX_BATCH = 64
 
 
-def make_store(plan: ComponentPlan) -> _core.WeightStore:
-    """Register every parameter of a component; no weight is read yet."""
+def make_store(plan: ComponentPlan, weight_type: str | None = None) -> _core.WeightStore:
+    """Register every parameter of a component; no weight is read yet.
+
+    With `weight_type`, parameters are held in the type that ``convert`` would write them in.
+    """
     store = _core.WeightStore()
     for binding in plan.bindings:
-        entry = binding.entry
+        entry, convert_to = binding.entry, None
+        if weight_type is not None and len(entry.shape) > 1:
+            convert_to = choose_type(f"{plan.name}.{binding.name}", entry.shape, weight_type).dtype
         store.add(
             binding.name,
             entry.dtype,
@@ -32,6 +38,7 @@ def make_store(plan: ComponentPlan) -> _core.WeightStore:
             entry.nbytes,
             strides=None if entry.strides is None else list(entry.strides),
             transpose=binding.transpose,
+            convert_to=convert_to,
         )
     return store
 
@@ -39,7 +46,13 @@ def make_store(plan: ComponentPlan) -> _core.WeightStore:
 class TextEncoder:
     """A CLIP text encoder with its tokenizer: prompts to context."""
 
-    def __init__(self, plan: ComponentPlan, tokenizer: ClipTokenizer, device: _core.Device) -> None:
+    def __init__(
+        self,
+        plan: ComponentPlan,
+        tokenizer: ClipTokenizer,
+        device: _core.Device,
+        weight_type: str | None = None,
+    ) -> None:
         self.config: Mapping[str, Any] = plan.config
         self.tokenizer = tokenizer
         if tokenizer.vocab_size > self.config["vocab_size"]:
@@ -47,7 +60,9 @@ class TextEncoder:
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the text encoder knows"
                 f" {self.config['vocab_size']}; give the model's own with tokenizer="
             )
-        self.network = _core.Network(plan.kind, dict(plan.config), make_store(plan), device)
+        self.network = _core.Network(
+            plan.kind, dict(plan.config), make_store(plan, weight_type), device
+        )
 
     def encode(
         self,
@@ -119,12 +134,18 @@ class Autoencoder:
     WHOLE_LIMIT = 128 * 96
     TILE, OVERLAP = 64, 16
 
-    def __init__(self, plan: ComponentPlan, factor: int, device: _core.Device) -> None:
+    def __init__(
+        self,
+        plan: ComponentPlan,
+        factor: int,
+        device: _core.Device,
+        weight_type: str | None = None,
+    ) -> None:
         self.config: Mapping[str, Any] = plan.config
         self.factor = factor
         self.scale = float(plan.config["scaling_factor"])
         self.shift = float(plan.config["shift_factor"])
-        store, config = make_store(plan), dict(plan.config)
+        store, config = make_store(plan, weight_type), dict(plan.config)
         self.encoder = _core.Network(f"{plan.kind}_encoder", config, store, device)
         self.decoder = _core.Network(f"{plan.kind}_decoder", config, store, device)
 

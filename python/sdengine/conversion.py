@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdengine import _core
-from sdengine.errors import ParameterError, TokenizerError
+from sdengine.errors import ParameterError, TokenizerError, WeightsError
 from sdengine.families import Defaults
 from sdengine.formats import DTYPES
 from sdengine.keys import NameMap
@@ -215,18 +215,21 @@ def _write_data(
     done = 0
     for number, job in enumerate(jobs, 1):
         entry, name = job.binding.entry, job.tensor.name
-        done += _core.transcode(
-            entry.dtype,
-            entry.shape,
-            str(entry.path),
-            entry.offset,
-            entry.nbytes,
-            entry.strides,
-            job.binding.transpose,
-            dst_path=str(path),
-            dst_offset=offsets[name],
-            dst_dtype=job.tensor.dtype,
-            threads=threads if entry.elements > _SMALL else 1,
-        )
+        try:
+            done += _core.transcode(
+                entry.dtype,
+                entry.shape,
+                str(entry.path),
+                entry.offset,
+                entry.nbytes,
+                entry.strides,
+                job.binding.transpose,
+                dst_path=str(path),
+                dst_offset=offsets[name],
+                dst_dtype=job.tensor.dtype,
+                threads=threads if entry.elements > _SMALL else 1,
+            )
+        except WeightsError as error:
+            raise WeightsError(f"{name!r} as {job.tensor.dtype}: {error}") from None
         if callback is not None:
             callback(ConvertEvent(name, number, len(jobs), done, total))

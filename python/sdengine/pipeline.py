@@ -19,6 +19,7 @@ from .devices import open_device, peak_memory
 from .errors import NumericError, ParameterError, UnsupportedModelError
 from .events import Callback, StepEvent
 from .loading import ModelPlan
+from .loading.weight_types import check_type
 from .params import GenerateParameters
 from .results import Result
 from .run import Run
@@ -46,7 +47,10 @@ class Pipeline:
         device: str = "auto",
         threads: int = 0,
         tokenizer: AnyPath | ClipTokenizer | None = None,
+        weight_type: str | None = None,
     ) -> None:
+        if weight_type is not None:
+            weight_type = check_type(weight_type)
         self.plan = plan
         self.config: Mapping[str, Mapping[str, Any]] = {
             name: component.config for name, component in plan.components.items()
@@ -58,11 +62,18 @@ class Pipeline:
         else:
             self.tokenizer = plan.tokenizers["text_encoder"].open()
         self._device = open_device(device, threads)
-        self._text = TextEncoder(plan.components["text_encoder"], self.tokenizer, self._device)
-        self._vae = Autoencoder(plan.components["vae"], plan.latents.factor, self._device)
+        self._text = TextEncoder(
+            plan.components["text_encoder"], self.tokenizer, self._device, weight_type
+        )
+        self._vae = Autoencoder(
+            plan.components["vae"], plan.latents.factor, self._device, weight_type
+        )
         denoiser = plan.components[plan.family.denoiser]
         self._denoiser = _core.Network(
-            denoiser.kind, dict(denoiser.config), make_store(denoiser), self._device
+            denoiser.kind,
+            dict(denoiser.config),
+            make_store(denoiser, weight_type),
+            self._device,
         )
         self._running: set[_core.CancelToken] = set()
 

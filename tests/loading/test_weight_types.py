@@ -98,6 +98,12 @@ def test_the_caller_s_rules_come_first_and_in_order() -> None:
     assert choose_type("vae.decoder.conv_in.bias", (512,), "f32", rules).dtype == "f16"
 
 
+def test_no_rule_quantizes_vectors() -> None:
+    for pattern in ("unet.*", "*", "kind:vector"):
+        rules = parse_rules({pattern: "q4_0"})
+        assert choose_type("unet.conv_norm_out.bias", (320,), "q8_0", rules).dtype == "f32"
+
+
 def test_rules_as_text() -> None:
     assert parse_rules(["a.*=q8_0"]) == parse_rules({"a.*": "q8_0"}) == parse_rules("a.*=q8_0")
     assert parse_rules(None) == ()

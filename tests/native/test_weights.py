@@ -175,3 +175,10 @@ def test_parameters_that_are_not_numbers_are_named(tmp_path: Path, values: np.nd
     assert store.first_not_finite() is None
     store.add("some.weight", **write(tmp_path / "bad.bin", values))
     assert store.first_not_finite() == "some.weight"
+
+
+def test_values_beyond_f16_are_refused(tmp_path: Path, values: np.ndarray) -> None:
+    values[7, 7] = 70_000
+    with pytest.raises(WeightsError, match="65504"):
+        transcode(tmp_path, values, "f16")
+    assert transcode(tmp_path, values, "bf16").size == 2 * values.size

@@ -76,3 +76,17 @@ def test_whole_model_stays_close_to_float32(
     expected = sdengine.load(wide_folder).generate("a red circle", **options).latents
     found = sdengine.load(path).generate("a red circle", **options).latents
     assert relative_error(found, expected) <= {"f16": 2e-3, "q8_0": 5e-2}[weight_type]
+
+
+@pytest.mark.parametrize("weight_type", ["f16", "q8_0", "q4_k"])
+def test_quantizing_while_loading_equals_converting(
+    wide_folder: Path, tmp_path: Path, weight_type: str
+) -> None:
+    path = tmp_path / "model.gguf"
+    sdengine.convert(wide_folder, path, weight_type=weight_type)
+    options = {"width": 64, "height": 64, "steps": 2, "seed": 3}
+    expected = sdengine.load(path).generate("a red circle", **options).latents
+    pipe = sdengine.load(wide_folder, weight_type=weight_type)
+    assert np.array_equal(pipe.generate("a red circle", **options).latents, expected)
+    with pytest.raises(sdengine.ParameterError, match="weight type 'q9'"):
+        sdengine.load(wide_folder, weight_type="q9")

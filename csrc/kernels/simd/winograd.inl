@@ -111,7 +111,7 @@ SDE_INLINE void transform_output_rows(const Read& read, const Write& write) {
 
 // Channels of a slice, tiles and out channels of a work item.
 static int64_t env(const char*n,int64_t d){const char*v=getenv(n);return v?atoll(v):d;}
-static const int64_t kWinogradSlice = env("WS",64), kWinogradTiles = env("WT",96), kWinogradGroup = env("WG",64);
+static const int64_t kWinogradSlice = env("WS",64), kWinogradTiles = env("WT",48), kWinogradGroup = env("WG",256);
 
 struct WinogradPlan {
     int64_t tile_rows, tile_columns, tiles;
@@ -243,7 +243,8 @@ struct WinogradItem {
 // Whether this way is the faster one: measured, see bench/kernels.py. A question of shapes only, so that results do not
 // depend on the number of threads.
 bool suits_winograd(const Conv2d& op, const Product& p) {
-    return op.kernel_h == 3 && op.kernel_w == 3 && op.stride == 1 && p.channels >= 16 && p.pixels_per_batch >= 16;
+    if (op.kernel_h != 3 || op.kernel_w != 3 || op.stride != 1 || op.method == ConvMethod::Direct) return false;
+    return op.method == ConvMethod::Winograd || (p.channels >= 16 && p.pixels_per_batch >= 16);
 }
 
 void run_winograd(const Conv2d& op, const Product& p, int64_t out_height, int64_t out_width, Team& team) {

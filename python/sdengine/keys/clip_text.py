@@ -29,7 +29,7 @@ TRANSFORMERS = KeyTable(
     ignored=(*_IGNORED, "text_model.text_projection*"),
 )
 
-# Files from before transformers 4 and files written by transformers 5.
+# Some of the oldest single files, and everything that transformers 5 writes.
 TRANSFORMERS_BARE = KeyTable(
     name="transformers (without text_model.)",
     rules=(

@@ -63,7 +63,12 @@ class TypeRule:
     """Also where the file as a whole is f32, f16 or bf16; else only where it is quantized."""
 
     def matches(self, name: str, kind: str) -> bool:
-        """True if the rule is about the parameter `name` (component included)."""
+        """True if the rule is about the parameter `name` (component included).
+
+        Vectors are never quantized, so that ``unet.*=q4_0`` means the matrices and kernels.
+        """
+        if kind == "vector" and DTYPES[self.dtype].is_quantized:
+            return False
         if self.pattern.startswith("kind:"):
             return self.pattern == f"kind:{kind}"
         return fnmatchcase(name, self.pattern)
@@ -73,7 +78,7 @@ DEFAULT_RULES: tuple[TypeRule, ...] = (
     TypeRule(
         "kind:vector",
         "f32",
-        "biases and norms are under 0.1 % of the bytes, and each value acts on a whole channel",
+        "biases and norms are under 0.3 % of the bytes, and each value acts on a whole channel",
         always=True,
     ),
     TypeRule("vae.*", "f16", "the autoencoder's errors reach the picture without being denoised"),
