@@ -114,6 +114,8 @@ Tensor Conv2d::apply(const Tensor& x, const Epilogue& epilogue, bool upsample_2x
     expect(shape[2] > 0 && shape[3] > 0, "the feature map is too small for a convolution", x);
     check_epilogue(epilogue, shape);
 
+    x.graph().add_work(shape.elements() * in_ * options_.kernel * options_.kernel);
+
     Sources sources;
     sources.add(x);
     sources.add(weight_);
@@ -142,6 +144,7 @@ Tensor Linear::operator()(const Tensor& x, const Epilogue& epilogue) const {
     spec.op.rows = x.shape().elements() / in_;
     spec.op.rows_per_batch = spec.op.rows / x.size(0);
     spec.op.weight = describe(weight_);
+    x.graph().add_work(shape.elements() * in_);
     Sources sources;
     sources.add(x);
     sources.add(weight_);

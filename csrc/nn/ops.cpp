@@ -220,6 +220,7 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
     op.output_batch_stride = q.size(1) * q.size(2);
     op.scale = 1.0f / std::sqrt(static_cast<float>(op.head_dim));
     op.causal = options.causal;
+    q.graph().add_work(2 * q.shape().elements() * op.kv_len);
     if (options.mask) {
         const Tensor& mask = options.mask;
         const bool mask_fits = mask.rank() == 3 &&

@@ -57,8 +57,9 @@ Device::~Device() {
     if (threadpool_) ggml_threadpool_free(threadpool_);
 }
 
-void Device::compute(ggml_cgraph* graph, const CancelCheck& cancel) {
+void Device::compute(ggml_cgraph* graph, int threads, const CancelCheck& cancel) {
     std::lock_guard lock(mutex_);
+    ggml_backend_cpu_set_n_threads(backend_, std::clamp(threads, 1, threads_));
     auto ask = [](void* data) { return (*static_cast<const CancelCheck*>(data))(); };
     if (cancel)
         ggml_backend_cpu_set_abort_callback(backend_, ask, const_cast<CancelCheck*>(&cancel));

@@ -27,7 +27,7 @@ class Device {
 
     // Runs an allocated graph. Throws Cancelled when `cancel` says so, Device when the backend
     // fails. Calls from several threads wait for each other.
-    void compute(ggml_cgraph* graph, const CancelCheck& cancel);
+    void compute(ggml_cgraph* graph, int threads, const CancelCheck& cancel);
 
   private:
     Device() = default;

@@ -1,5 +1,7 @@
 #include "runtime/graph.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 
 namespace sde {
@@ -78,8 +80,17 @@ void Graph::set_input(const std::string& name, ggml_type type, const void* data,
     ggml_backend_tensor_set(it->second, data, 0, bytes);
 }
 
+int Graph::useful_threads() const {
+    // All threads meet after every operator. Below this much work per thread and operator (some
+    // 40 us) they mostly wait for each other, and much longer where other programs hold a core.
+    constexpr double kMultiplyAddsPerThread = 2e6;
+    const double per_operator = work_ / std::max(1, ggml_graph_n_nodes(graph_));
+    return static_cast<int>(std::clamp(per_operator / kMultiplyAddsPerThread, 1.0,
+                                       static_cast<double>(device_->threads())));
+}
+
 void Graph::compute(const CancelCheck& cancel) {
-    device_->compute(graph_, cancel);
+    device_->compute(graph_, useful_threads(), cancel);
 }
 
 void Graph::get_output(const std::string& name, void* data, size_t bytes) const {

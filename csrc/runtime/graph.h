@@ -45,6 +45,9 @@ class Graph {
         return owned.get();
     }
 
+    // Counts multiply-adds, so that the number of threads can follow the size of the operators.
+    void add_work(int64_t multiply_adds) noexcept { work_ += static_cast<double>(multiply_adds); }
+
     // Plans the memory; no operator may be added afterwards. Throws OutOfMemory with the size that
     // was asked for.
     void allocate();
@@ -59,6 +62,9 @@ class Graph {
     size_t activation_bytes() const;
 
   private:
+    // Threads that the operators of this graph can keep busy.
+    int useful_threads() const;
+
     std::shared_ptr<Device> device_;
     ggml_context* context_ = nullptr;
     ggml_cgraph* graph_ = nullptr;
@@ -67,6 +73,7 @@ class Graph {
     std::map<std::string, Shape> output_shapes_;
     std::map<std::string, int64_t> id_limits_;
     std::vector<std::shared_ptr<void>> kept_;
+    double work_ = 0.0;
 };
 
 }  // namespace sde

@@ -1,256 +1,197 @@
 #include "sampling/random.h"
 
-#include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstring>
 #include <numbers>
 
-#include "sampling/box_muller.h"
+#include "base/error.h"
 
 namespace sde::sampling {
+namespace {
 
-// ---------------------------------------------------------------------------------------------------------- MT19937
+// From 16 values on, torch draws Box-Muller pairs in blocks of 16 with single precision logarithm,
+// sine and cosine after Cephes (S. Moshier, logf.c and sinf.c), eight lanes at a time. To get the
+// same bits, the operations below are rounded where torch's build rounds them: every product that
+// is added to something is fused with the addition.
+constexpr int kBlock = 16;
 
-Mt19937::Mt19937(uint64_t seed) {
-    words_[0] = static_cast<uint32_t>(seed);
-    for (uint32_t i = 1; i < kWords; ++i)
-        words_[i] = 1812433253u * (words_[i - 1] ^ (words_[i - 1] >> 30)) + i;
+float cephes_log(float x) {
+    const auto bits = std::bit_cast<uint32_t>(std::fmax(x, 0x1p-126f));
+    float exponent = static_cast<float>(static_cast<int32_t>(bits >> 23) - 127) + 1.0f;
+    float m = std::bit_cast<float>((bits & 0x007fffffu) | 0x3f000000u);  // mantissa in [0.5, 1)
+    constexpr float kSqrtHalf = 0.707106781186547524f;
+    const float carry = m < kSqrtHalf ? m : 0.0f;
+    if (m < kSqrtHalf) exponent -= 1.0f;
+    m = (m - 1.0f) + carry;
+    constexpr float kP[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,
+                            -1.2420140846e-1f, 1.4249322787e-1f,  -1.6668057665e-1f,
+                            2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
+    const float square = m * m;
+    float y = kP[0];
+    for (int i = 1; i < 9; ++i) y = std::fma(y, m, kP[i]);
+    // log(2) in two parts, 0.693359375 and the small rest.
+    y = std::fma(y * m, square, exponent * -2.12194440e-4f);
+    y = std::fma(-square, 0.5f, y);
+    return std::fma(exponent, 0.693359375f, m + y);
 }
 
-void Mt19937::refill() {
-    constexpr size_t kShift = 397;
-    for (size_t i = 0; i < kWords; ++i) {
-        const uint32_t joined =
-            (words_[i] & 0x80000000u) | (words_[(i + 1) % kWords] & 0x7fffffffu);
-        words_[i] =
-            words_[(i + kShift) % kWords] ^ (joined >> 1) ^ (joined & 1 ? 0x9908b0dfu : 0u);
+struct SinCos {
+    float sine, cosine;
+};
+
+SinCos cephes_sincos(float angle) {  // angle >= 0
+    const auto octant = (static_cast<int32_t>(angle * 1.27323954473516f) + 1) & ~1;
+    const auto j = static_cast<float>(octant);
+    // pi / 4 in three parts.
+    float x = std::fma(j, -0.78515625f, angle);
+    x = std::fma(j, -2.4187564849853515625e-4f, x);
+    x = std::fma(j, -3.77489497744594108e-8f, x);
+    const float square = x * x;
+    float c = std::fma(2.443315711809948e-5f, square, -1.388731625493765e-3f);
+    c = std::fma(c, square, 4.166664568298827e-2f);
+    c = std::fma(c * square, square, -(square * 0.5f)) + 1.0f;
+    float s = std::fma(-1.9515295891e-4f, square, 8.3321608736e-3f);
+    s = std::fma(s, square, -1.6666654611e-1f);
+    s = std::fma(s * square, x, x);
+    const bool swapped = octant & 2;
+    const float sine = swapped ? c : s, cosine = swapped ? s : c;
+    return {octant & 4 ? -sine : sine, (octant - 2) & 4 ? cosine : -cosine};
+}
+
+// 16 uniform values become 16 normal ones: the first eight give radii, the last eight angles.
+void box_muller(float* block) {
+    for (int i = 0; i < kBlock / 2; ++i) {
+        const float radius = std::sqrt(-2.0f * cephes_log(1.0f - block[i]));
+        const auto [sine, cosine] =
+            cephes_sincos(static_cast<float>(2.0 * std::numbers::pi) * block[i + 8]);
+        block[i] = radius * cosine;
+        block[i + 8] = radius * sine;
     }
-    used_ = 0;
 }
 
-uint32_t Mt19937::next() {
-    if (used_ == kWords) refill();
-    uint32_t y = words_[used_++];
+}  // namespace
+
+// The Mersenne Twister (Matsumoto and Nishimura 1998) with its usual initialisation from 32 bits.
+TorchCpuNormal::TorchCpuNormal(uint64_t seed) {
+    words_[0] = static_cast<uint32_t>(seed);
+    for (int i = 1; i < kWords; ++i)
+        words_[i] =
+            1812433253u * (words_[i - 1] ^ (words_[i - 1] >> 30)) + static_cast<uint32_t>(i);
+}
+
+uint32_t TorchCpuNormal::next_bits() {
+    if (position_ == kWords) {
+        constexpr int kShift = 397;
+        for (int i = 0; i < kWords; ++i) {
+            const uint32_t y = (words_[i] & 0x80000000u) | (words_[(i + 1) % kWords] & 0x7fffffffu);
+            words_[i] = words_[(i + kShift) % kWords] ^ (y >> 1) ^ (y & 1 ? 0x9908b0dfu : 0u);
+        }
+        position_ = 0;
+    }
+    uint32_t y = words_[position_++];
     y ^= y >> 11;
     y ^= (y << 7) & 0x9d2c5680u;
     y ^= (y << 15) & 0xefc60000u;
     return y ^ (y >> 18);
 }
 
-void Mt19937::save(StateWriter& writer) const {
-    writer.put(words_);
-    writer.put<uint64_t>(used_);
+float TorchCpuNormal::next_uniform() {
+    return static_cast<float>(next_bits() & 0xffffffu) * 0x1p-24f;
 }
 
-void Mt19937::load(StateReader& reader) {
-    words_ = reader.get<std::array<uint32_t, kWords>>();
-    used_ = reader.get<uint64_t>();
-    if (used_ > kWords) StateReader::fail("is damaged");
-}
-
-// -------------------------------------------------------------------------------------------------- torch on the CPU
-
-float TorchCpuGenerator::uniform() {
-    return static_cast<float>(engine_.next() & 0xffffffu) * 0x1p-24f;
-}
-
-double TorchCpuGenerator::uniform_double() {
-    const uint64_t high = engine_.next();
-    const uint64_t bits = (high << 32) | engine_.next();
+double TorchCpuNormal::next_uniform64() {
+    const uint64_t high = next_bits();
+    const uint64_t bits = (high << 32) | next_bits();
     return static_cast<double>(bits & ((uint64_t{1} << 53) - 1)) * 0x1p-53;
 }
 
-float TorchCpuGenerator::normal_double() {
-    if (spare_) {
-        const double value = *spare_;
-        spare_.reset();
-        return static_cast<float>(value);
+double TorchCpuNormal::next_normal() {
+    if (second_) {
+        const double value = *second_;
+        second_.reset();
+        return value;
     }
-    const double angle = 2.0 * std::numbers::pi * uniform_double();
-    const double radius = std::sqrt(-2.0 * std::log1p(-uniform_double()));
-    spare_ = radius * std::sin(angle);
-    return static_cast<float>(radius * std::cos(angle));
+    const double angle = 2.0 * std::numbers::pi * next_uniform64();
+    const double radius = std::sqrt(-2.0 * std::log1p(-next_uniform64()));
+    second_ = radius * std::sin(angle);
+    return radius * std::cos(angle);
 }
 
-void TorchCpuGenerator::normal(std::span<float> out) {
-    constexpr size_t kBlock = kBoxMullerBlock;
+void TorchCpuNormal::fill(std::span<float> out) {
     if (out.size() < kBlock) {
-        for (float& value : out) value = normal_double();
+        for (float& value : out) value = static_cast<float>(next_normal());
         return;
     }
-    for (float& value : out) value = uniform();
-    for (size_t i = 0; i + kBlock <= out.size(); i += kBlock)
-        box_muller_block(out.subspan(i).first<kBlock>());
-    if (out.size() % kBlock != 0) {  // torch draws the last whole block anew
-        const auto tail = out.last<kBlock>();
-        for (float& value : tail) value = uniform();
-        box_muller_block(tail);
-    }
+    for (float& value : out) value = next_uniform();
+    for (size_t i = 0; i + kBlock <= out.size(); i += kBlock) box_muller(out.data() + i);
+    if (out.size() % kBlock == 0) return;
+    // The values of the last, incomplete block are drawn again, together with their left
+    // neighbours.
+    float* last = out.data() + out.size() - kBlock;
+    for (int i = 0; i < kBlock; ++i) last[i] = next_uniform();
+    box_muller(last);
 }
 
-std::unique_ptr<NormalGenerator> TorchCpuGenerator::clone() const {
-    return std::make_unique<TorchCpuGenerator>(*this);
+std::string TorchCpuNormal::save() const {
+    std::string state(sizeof(words_) + sizeof(position_) + 1 + sizeof(double), '\0');
+    char* at = state.data();
+    const auto put = [&at](const void* data, size_t size) {
+        std::memcpy(at, data, size);
+        at += size;
+    };
+    const char has_second = second_.has_value();
+    const double second = second_.value_or(0.0);
+    put(words_.data(), sizeof(words_));
+    put(&position_, sizeof(position_));
+    put(&has_second, 1);
+    put(&second, sizeof(second));
+    return state;
 }
 
-void TorchCpuGenerator::save(StateWriter& writer) const {
-    engine_.save(writer);
-    writer.put<uint8_t>(spare_.has_value());
-    writer.put<double>(spare_.value_or(0.0));
+void TorchCpuNormal::restore(const std::string& state) {
+    if (state.size() != sizeof(words_) + sizeof(position_) + 1 + sizeof(double))
+        throw Error(ErrorKind::Format, "a saved random state has the wrong length");
+    const char* at = state.data();
+    const auto take = [&at](void* data, size_t size) {
+        std::memcpy(data, at, size);
+        at += size;
+    };
+    char has_second;
+    double second;
+    int position;
+    take(words_.data(), sizeof(words_));
+    take(&position, sizeof(position));
+    take(&has_second, 1);
+    take(&second, sizeof(second));
+    if (position < 0 || position > kWords)
+        throw Error(ErrorKind::Format, "a saved random state is damaged");
+    position_ = position;
+    second_ = has_second ? std::optional(second) : std::nullopt;
 }
 
-void TorchCpuGenerator::load(StateReader& reader) {
-    engine_.load(reader);
-    const bool has_spare = reader.get<uint8_t>() != 0;
-    const double spare = reader.get<double>();
-    spare_ = has_spare ? std::optional<double>(spare) : std::nullopt;
+NormalSource::NormalSource(const std::vector<uint64_t>& seeds) {
+    for (uint64_t seed : seeds) generators_.emplace_back(seed);
 }
 
-// ------------------------------------------------------------------------------------------------------ torch on CUDA
-
-std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
-    for (int round = 0; round < 10; ++round) {
-        const uint64_t a = uint64_t{0xd2511f53u} * counter[0];
-        const uint64_t b = uint64_t{0xcd9e8d57u} * counter[2];
-        counter = {static_cast<uint32_t>(b >> 32) ^ counter[1] ^ key[0], static_cast<uint32_t>(b),
-                   static_cast<uint32_t>(a >> 32) ^ counter[3] ^ key[1], static_cast<uint32_t>(a)};
-        key = {key[0] + 0x9e3779b9u, key[1] + 0xbb67ae85u};
-    }
-    return counter;
-}
-
-namespace {
-
-constexpr uint64_t kThreadsPerBlock = 256;  // of torch's distribution kernels
-constexpr uint64_t kNumbersPerCounter = 4;
-
-// cuRAND's transform of two 32-bit words into two normals (curand_normal.h): the sine comes first.
-std::array<float, 2> curand_box_muller(uint32_t x, uint32_t y) {
-    constexpr float kScale = 0x1p-32f;
-    constexpr float kAngleScale = kScale * 6.2831855f;
-    const float u = static_cast<float>(x) * kScale + kScale / 2;
-    const float v = static_cast<float>(y) * kAngleScale + kAngleScale / 2;
-    const float radius = std::sqrt(-2.0f * std::log(u));
-    return {radius * std::sin(v), radius * std::cos(v)};
-}
-
-}  // namespace
-
-void TorchCudaGenerator::normal(std::span<float> out) {
-    if (out.empty()) return;
-    // torch launches ceil(n / 256) blocks at most; each thread then makes four numbers at a time, one for each of four
-    // stretches of the array that are a grid apart.
-    uint64_t threads = (out.size() + kThreadsPerBlock - 1) / kThreadsPerBlock * kThreadsPerBlock;
-    if (max_threads_ != 0) threads = std::min(threads, max_threads_);
-    const uint64_t rounds = (out.size() - 1) / (threads * kNumbersPerCounter) + 1;
-    const std::array<uint32_t, 2> key{static_cast<uint32_t>(seed_),
-                                      static_cast<uint32_t>(seed_ >> 32)};
-    for (uint64_t round = 0; round < rounds; ++round) {
-        const uint64_t offset = offset_ + round;
-        const uint64_t first = round * threads * kNumbersPerCounter;
-        for (uint64_t thread = 0; thread < threads && first + thread < out.size(); ++thread) {
-            const auto words =
-                philox4x32({static_cast<uint32_t>(offset), static_cast<uint32_t>(offset >> 32),
-                            static_cast<uint32_t>(thread), static_cast<uint32_t>(thread >> 32)},
-                           key);
-            for (uint64_t i = 0; i < kNumbersPerCounter; i += 2) {
-                const uint64_t at = first + thread + i * threads;
-                if (at >= out.size()) break;
-                const auto pair = curand_box_muller(words[i], words[i + 1]);
-                out[at] = pair[0];
-                if (at + threads < out.size()) out[at + threads] = pair[1];
-            }
-        }
-    }
-    offset_ += rounds;
-}
-
-std::unique_ptr<NormalGenerator> TorchCudaGenerator::clone() const {
-    return std::make_unique<TorchCudaGenerator>(*this);
-}
-
-void TorchCudaGenerator::save(StateWriter& writer) const {
-    writer.put(seed_);
-    writer.put(max_threads_);
-    writer.put(offset_);
-}
-
-void TorchCudaGenerator::load(StateReader& reader) {
-    seed_ = reader.get<uint64_t>();
-    max_threads_ = reader.get<uint64_t>();
-    offset_ = reader.get<uint64_t>();
-}
-
-// ------------------------------------------------------------------------------------------------------- NormalSource
-
-namespace {
-
-std::unique_ptr<NormalGenerator> make_generator(RandomKind kind, uint64_t seed,
-                                                uint64_t max_threads) {
-    if (kind == RandomKind::TorchCpu) return std::make_unique<TorchCpuGenerator>(seed);
-    return std::make_unique<TorchCudaGenerator>(seed, max_threads);
-}
-
-}  // namespace
-
-RandomKind random_kind(std::string_view name) {
-    if (name == "torch-cpu") return RandomKind::TorchCpu;
-    if (name == "torch-cuda") return RandomKind::TorchCuda;
-    throw Error(ErrorKind::Parameter, "unknown kind of random numbers \"" + std::string(name) +
-                                          "\"; expected \"torch-cpu\" or \"torch-cuda\"");
-}
-
-NormalSource::NormalSource(RandomKind kind, const std::vector<uint64_t>& seeds,
-                           uint64_t max_threads)
-    : kind_(kind), max_threads_(max_threads), seeds_(seeds) {
-    if (max_threads % kThreadsPerBlock != 0)
-        throw Error(ErrorKind::Parameter, "max_threads is " + std::to_string(max_threads) +
-                                              "; expected a multiple of 256, or 0 for no limit");
-    for (const uint64_t seed : seeds) generators_.push_back(make_generator(kind, seed, max_threads));
-}
-
-NormalSource::NormalSource(const NormalSource& other)
-    : kind_(other.kind_), max_threads_(other.max_threads_), seeds_(other.seeds_) {
-    for (const auto& generator : other.generators_) generators_.push_back(generator->clone());
-}
-
-NormalSource& NormalSource::operator=(const NormalSource& other) {
-    NormalSource copy(other);
-    return *this = std::move(copy);
-}
-
-void NormalSource::normal(std::span<float> out) {
-    if (generators_.empty())
-        throw Error(ErrorKind::Parameter,
-                    "this sampler draws noise but was given no seeds; pass one seed per image");
-    if (out.size() % generators_.size() != 0)
-        throw Error(ErrorKind::Parameter,
-                    "cannot draw " + std::to_string(out.size()) + " numbers for " +
-                        std::to_string(generators_.size()) + " seeds; expected one seed per image");
-    const size_t each = out.size() / generators_.size();
+void NormalSource::fill(std::span<float> out) {
+    const size_t size = out.size() / generators_.size();
     for (size_t i = 0; i < generators_.size(); ++i)
-        generators_[i]->normal(out.subspan(i * each, each));
+        generators_[i].fill(out.subspan(i * size, size));
 }
 
-std::vector<float> NormalSource::normal(size_t count) {
-    std::vector<float> values(count);
-    normal(std::span<float>(values));
-    return values;
+std::string NormalSource::save() const {
+    std::string state;
+    for (const TorchCpuNormal& generator : generators_) state += generator.save();
+    return state;
 }
 
-void NormalSource::save(StateWriter& writer) const {
-    writer.put(kind_);
-    writer.put(max_threads_);
-    writer.put_all(seeds_);
-    for (const auto& generator : generators_) generator->save(writer);
-}
-
-NormalSource NormalSource::load(StateReader& reader) {
-    const auto kind = reader.get<RandomKind>();
-    if (kind > RandomKind::TorchCuda) StateReader::fail("is damaged");
-    const auto max_threads = reader.get<uint64_t>();
-    const auto seeds = reader.get_all<uint64_t>();
-    NormalSource source(kind, seeds, max_threads);
-    for (const auto& generator : source.generators_) generator->load(reader);
-    return source;
+void NormalSource::restore(const std::string& state) {
+    const size_t size = generators_.empty() ? 0 : generators_[0].save().size();
+    if (state.size() != size * generators_.size())
+        throw Error(ErrorKind::Format, "a saved random state is for another number of pictures");
+    for (size_t i = 0; i < generators_.size(); ++i)
+        generators_[i].restore(state.substr(i * size, size));
 }
 
 }  // namespace sde::sampling

@@ -1,12 +1,4 @@
-// Weights of any ggml type to float32.
-
-SDE_INLINE float half_to_float(uint16_t h) {
-#if defined(__F16C__)
-    return _cvtsh_ss(h);
-#else
-    return ggml_fp16_to_fp32(h);
-#endif
-}
+// Reading weights of any ggml type as float32.
 
 // Part of a weight row: how to read kLanes consecutive elements of row r from element k on; n of them exist.
 struct FloatRows {
@@ -58,14 +50,14 @@ struct HalfRows : ShortRows {
     }
 };
 
-// Elements [begin, begin + count) of the weight's row `row`, through ggml. `out` has room for the whole blocks that
+// Elements [begin, begin + count) of the weight's row `row`. `out` has room for the whole blocks that
 // these elements touch, that is count + 2 * block size; returns where the first element lies in it.
 const float* dequantize(const Weight& weight, int64_t row, int64_t begin, int64_t count, float* out) {
     const ggml_type_traits* traits = ggml_get_type_traits(weight.type);
     const int64_t first = row * weight.row_elements + begin;
     const int64_t block = first / traits->blck_size;
     const int64_t blocks = ceil_div(first + count, traits->blck_size) - block;
-    const char* data = static_cast<const char*>(weight.data) + block * static_cast<int64_t>(traits->type_size);
-    traits->to_float(data, out, blocks * traits->blck_size);
+    const auto* data = static_cast<const uint8_t*>(weight.data) + block * static_cast<int64_t>(traits->type_size);
+    dequantize_blocks(weight.type, data, blocks, out);
     return out + (first - block * traits->blck_size);
 }

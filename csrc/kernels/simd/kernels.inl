@@ -5,7 +5,6 @@
 // for the whole program.
 #include <cstdint>
 #include <cstring>
-#include <cstdlib>
 
 #include "kernels/dispatch.h"
 #include "kernels/scratch.h"
@@ -21,6 +20,7 @@ namespace {
 
 #include "kernels/simd/vector.inl"
 #include "kernels/simd/functions.inl"
+#include "kernels/simd/blocks.inl"
 #include "kernels/simd/dequantize.inl"
 #include "kernels/simd/panel.inl"
 #include "kernels/simd/tile.inl"

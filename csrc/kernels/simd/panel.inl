@@ -56,7 +56,7 @@ int64_t row_buffer_size(const Weight& weight, int64_t count) {
 
 // The rows [row, row + valid) of a weight, elements [begin, begin + taps * channels) of each, as a panel of `width`
 // columns. `row_buffer` has row_buffer_size() floats.
-__attribute__((noinline)) void pack_weight(const Weight& weight, int64_t row, int64_t valid, int64_t begin, PanelOrder order, int64_t width,
+void pack_weight(const Weight& weight, int64_t row, int64_t valid, int64_t begin, PanelOrder order, int64_t width,
                  float* row_buffer, float* panel) {
     const int64_t count = order.taps * order.channels;
     const char* data = static_cast<const char*>(weight.data);

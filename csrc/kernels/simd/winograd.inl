@@ -110,8 +110,7 @@ SDE_INLINE void transform_output_rows(const Read& read, const Write& write) {
 }
 
 // Channels of a slice, tiles and out channels of a work item.
-static int64_t env(const char*n,int64_t d){const char*v=getenv(n);return v?atoll(v):d;}
-static const int64_t kWinogradSlice = env("WS",64), kWinogradTiles = env("WT",48), kWinogradGroup = env("WG",256);
+constexpr int64_t kWinogradSlice = 64, kWinogradTiles = 48, kWinogradGroup = 256;
 
 struct WinogradPlan {
     int64_t tile_rows, tile_columns, tiles;
@@ -167,7 +166,7 @@ struct WinogradItem {
     const WinogradScratch& s;
     int64_t first, tiles;
 
-    __attribute__((noinline)) void load_inputs(int64_t channel, int64_t channels) const {
+    void load_inputs(int64_t channel, int64_t channels) const {
         const float* pixels[kPoints];
         for (int64_t tile = 0; tile < tiles; ++tile) {
             s.windows.point(first + tile, 1, channel, channels, pixels);
@@ -182,7 +181,7 @@ struct WinogradItem {
         }
     }
 
-    __attribute__((noinline)) void load_weights(int64_t panel, int64_t width, int64_t channel, int64_t channels) const {
+    void load_weights(int64_t panel, int64_t width, int64_t channel, int64_t channels) const {
         const int64_t out_channel = panel * kPanelWidth, valid = min_of<int64_t>(kPanelWidth, p.out_channels() - out_channel);
         for (int64_t part = 0; part < channels; part += plan.weight_part) {
             const int64_t count = min_of(plan.weight_part, channels - part);
@@ -217,7 +216,7 @@ struct WinogradItem {
         }
     }
 
-    __attribute__((noinline)) void write(const float* sums, int64_t out_channel, int64_t width, int64_t out_height, int64_t out_width) const {
+    void write(const float* sums, int64_t out_channel, int64_t width, int64_t out_height, int64_t out_width) const {
         const int64_t channels = min_of(width, p.out_channels() - out_channel);
         for (int64_t tile = 0; tile < tiles; ++tile) {
             const int64_t number = first + tile;
@@ -240,15 +239,16 @@ struct WinogradItem {
     }
 };
 
-// Whether this way is the faster one: measured, see bench/kernels.py. A question of shapes only, so that results do not
-// depend on the number of threads.
-bool suits_winograd(const Conv2d& op, const Product& p) {
+// Whether this way is the faster one, by a model of the cycles for one input channel and one vector of out channels:
+// 9 per pixel directly; 44 per tile (36 products, the rest for its transforms) and 120 more for transforming weights.
+// Within a tenth of what bench/kernels.py measures. A question of shapes only, so that results do not depend on threads.
+bool suits_winograd(const Conv2d& op, const Product& p, const WinogradPlan& plan) {
     if (op.kernel_h != 3 || op.kernel_w != 3 || op.stride != 1 || op.method == ConvMethod::Direct) return false;
-    return op.method == ConvMethod::Winograd || (p.channels >= 16 && p.pixels_per_batch >= 16);
+    return op.method == ConvMethod::Winograd || (p.channels >= 16 && 9 * p.pixels > 44 * plan.tiles + 120);
 }
 
-void run_winograd(const Conv2d& op, const Product& p, int64_t out_height, int64_t out_width, Team& team) {
-    const WinogradPlan plan(p, out_height, out_width, team.size());
+void run_winograd(const Conv2d& op, const Product& p, const WinogradPlan& plan, int64_t out_height, int64_t out_width,
+                  Team& team) {
     Windows windows{op, kInTile, kInTile, kOutTile, plan.tile_rows, plan.tile_columns};
     WinogradScratch scratch{p, plan, windows, nullptr, nullptr, nullptr, nullptr, nullptr};
     allocate(scratch);
@@ -283,9 +283,10 @@ void conv2d_kernel(const Conv2d& op, Team& team) {
     const Product product{op.weight, op.epilogue, op.output, op.batch * pixels, pixels, op.in_channels,
                           int64_t{op.kernel_h} * op.kernel_w};
     if (product.taps == 1 && op.stride == 1 && !op.upsample2x && pixels == op.height * op.width)
-        run_matrix_product(product, op.input, team);
-    else if (suits_winograd(op, product))
-        run_winograd(op, product, out_height, out_width, team);
+        return run_matrix_product(product, op.input, team);
+    const WinogradPlan plan(product, out_height, out_width, team.size());
+    if (suits_winograd(op, product, plan))
+        run_winograd(op, product, plan, out_height, out_width, team);
     else
         run_direct(op, product, out_height, out_width, team);
 }
