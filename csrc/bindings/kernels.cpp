@@ -26,7 +26,9 @@ using namespace sde::kernels;
 using Floats = py::array_t<float, py::array::c_style>;
 using OptionalFloats = std::optional<Floats>;
 
-[[noreturn]] void reject(const std::string& message) { throw Error(ErrorKind::Parameter, message); }
+[[noreturn]] void reject(const std::string& message) {
+    throw Error(ErrorKind::Parameter, message);
+}
 
 // How a kernel is run. Every time taken is appended to `seconds` where given.
 struct Run {
@@ -47,7 +49,10 @@ struct Run {
         reject("isa '" + name + "' is not available here; see isas()");
     }
     static std::vector<std::pair<const char*, Isa>> names() {
-        return {{"reference", Isa::Reference}, {"plain", Isa::Plain}, {"avx2", Isa::Avx2}, {"avx512", Isa::Avx512}};
+        return {{"reference", Isa::Reference},
+                {"plain", Isa::Plain},
+                {"avx2", Isa::Avx2},
+                {"avx512", Isa::Avx512}};
     }
 
     template <class Op>
@@ -61,7 +66,8 @@ struct Run {
                 for (double& time : times) {
                     const auto start = std::chrono::steady_clock::now();
                     (kernel_table(isa).*kernel)(op, team);
-                    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+                    const std::chrono::duration<double> taken =
+                        std::chrono::steady_clock::now() - start;
                     if (rank == 0) time = taken.count();
                 }
             };
@@ -77,15 +83,19 @@ struct Run {
 
 void expect_size(const char* name, const OptionalFloats& array, int64_t size) {
     if (array && array->size() != size)
-        reject(std::string(name) + " has " + std::to_string(array->size()) + " elements; expected " + std::to_string(size));
+        reject(std::string(name) + " has " + std::to_string(array->size()) +
+               " elements; expected " + std::to_string(size));
 }
 
 void expect_axes(const char* name, const Floats& array, int axes) {
     if (array.ndim() != axes)
-        reject(std::string(name) + " has " + std::to_string(array.ndim()) + " axes; expected " + std::to_string(axes));
+        reject(std::string(name) + " has " + std::to_string(array.ndim()) + " axes; expected " +
+               std::to_string(axes));
 }
 
-const float* data_of(const OptionalFloats& array) { return array ? array->data() : nullptr; }
+const float* data_of(const OptionalFloats& array) {
+    return array ? array->data() : nullptr;
+}
 
 Activation parse_activation(const std::string& name) {
     if (name == "none") return Activation::None;
@@ -99,7 +109,8 @@ Activation parse_activation(const std::string& name) {
 ggml_type parse_type(const std::string& name) {
     for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
         const ggml_type_traits* traits = ggml_get_type_traits(static_cast<ggml_type>(i));
-        if (traits->type_name && name == traits->type_name && traits->blck_size > 0) return static_cast<ggml_type>(i);
+        if (traits->type_name && name == traits->type_name && traits->blck_size > 0)
+            return static_cast<ggml_type>(i);
     }
     reject("unknown ggml type '" + name + "'");
 }
@@ -113,15 +124,20 @@ ConvMethod parse_method(const std::string& name) {
 
 size_t bytes_of(ggml_type type, int64_t count) {
     const int64_t block = ggml_blck_size(type);
-    if (count % block) reject("a " + std::string(ggml_type_name(type)) + " tensor holds whole blocks of " + std::to_string(block));
+    if (count % block)
+        reject("a " + std::string(ggml_type_name(type)) + " tensor holds whole blocks of " +
+               std::to_string(block));
     return static_cast<size_t>(count / block) * ggml_type_size(type);
 }
 
-Weight weight_of(const py::buffer_info& bytes, const std::string& type_name, int64_t rows, int64_t row_elements) {
+Weight weight_of(const py::buffer_info& bytes, const std::string& type_name, int64_t rows,
+                 int64_t row_elements) {
     const ggml_type type = parse_type(type_name);
-    const size_t expected = bytes_of(type, rows * row_elements), found = static_cast<size_t>(bytes.size * bytes.itemsize);
+    const size_t expected = bytes_of(type, rows * row_elements),
+                 found = static_cast<size_t>(bytes.size * bytes.itemsize);
     if (found != expected)
-        reject("the weight has " + std::to_string(found) + " bytes; expected " + std::to_string(expected));
+        reject("the weight has " + std::to_string(found) + " bytes; expected " +
+               std::to_string(expected));
     return {bytes.ptr, type, rows, row_elements};
 }
 
@@ -133,24 +149,29 @@ struct EpilogueArguments {
         expect_size("bias", bias, channels);
         expect_size("batch_bias", batch_bias, batch * channels);
         expect_size("residual", residual, rows * channels);
-        return {data_of(bias), data_of(batch_bias), data_of(residual), parse_activation(activation)};
+        return {data_of(bias), data_of(batch_bias), data_of(residual),
+                parse_activation(activation)};
     }
 };
 
-py::array_t<float> run_conv2d(const Floats& input, const py::buffer& weight, const std::string& type, int64_t out_channels,
-                              std::array<int, 2> kernel, int stride, std::array<int, 4> padding, bool upsample2x,
-                              std::array<bool, 2> circular, OptionalFloats bias, OptionalFloats batch_bias,
-                              OptionalFloats residual, std::string activation, const std::string& method, int threads,
+py::array_t<float> run_conv2d(const Floats& input, const py::buffer& weight,
+                              const std::string& type, int64_t out_channels,
+                              std::array<int, 2> kernel, int stride, std::array<int, 4> padding,
+                              bool upsample2x, std::array<bool, 2> circular, OptionalFloats bias,
+                              OptionalFloats batch_bias, OptionalFloats residual,
+                              std::string activation, const std::string& method, int threads,
                               const std::string& isa, int repeats, py::object seconds) {
     expect_axes("input", input, 4);
     const Run run(threads, isa, repeats, std::move(seconds));
     const py::buffer_info bytes = weight.request();
     Conv2d op{};
     op.input = input.data();
-    op.batch = input.shape(0), op.height = input.shape(1), op.width = input.shape(2), op.in_channels = input.shape(3);
+    op.batch = input.shape(0), op.height = input.shape(1), op.width = input.shape(2),
+    op.in_channels = input.shape(3);
     op.weight = weight_of(bytes, type, out_channels, op.in_channels * kernel[0] * kernel[1]);
     op.kernel_h = kernel[0], op.kernel_w = kernel[1], op.stride = stride;
-    op.pad_top = padding[0], op.pad_left = padding[1], op.pad_bottom = padding[2], op.pad_right = padding[3];
+    op.pad_top = padding[0], op.pad_left = padding[1], op.pad_bottom = padding[2],
+    op.pad_right = padding[3];
     op.upsample2x = upsample2x;
     op.method = parse_method(method);
     op.circular_x = circular[0], op.circular_y = circular[1];
@@ -159,7 +180,8 @@ py::array_t<float> run_conv2d(const Floats& input, const py::buffer& weight, con
     const int64_t spare_w = scale * op.width + padding[1] + padding[3] - kernel[1];
     if (spare_h < 0 || spare_w < 0) reject("the input is smaller than the kernel");
     const int64_t out_height = spare_h / stride + 1, out_width = spare_w / stride + 1;
-    const EpilogueArguments epilogue{std::move(bias), std::move(batch_bias), std::move(residual), std::move(activation)};
+    const EpilogueArguments epilogue{std::move(bias), std::move(batch_bias), std::move(residual),
+                                     std::move(activation)};
     op.epilogue = epilogue.over(op.batch, op.batch * out_height * out_width, out_channels);
     py::array_t<float> output({op.batch, out_height, out_width, out_channels});
     op.output = output.mutable_data();
@@ -167,9 +189,11 @@ py::array_t<float> run_conv2d(const Floats& input, const py::buffer& weight, con
     return output;
 }
 
-py::array_t<float> run_linear(const Floats& input, const py::buffer& weight, const std::string& type, int64_t out_features,
-                              int64_t rows_per_batch, OptionalFloats bias, OptionalFloats batch_bias, OptionalFloats residual,
-                              std::string activation, int threads, const std::string& isa, int repeats, py::object seconds) {
+py::array_t<float> run_linear(const Floats& input, const py::buffer& weight,
+                              const std::string& type, int64_t out_features, int64_t rows_per_batch,
+                              OptionalFloats bias, OptionalFloats batch_bias,
+                              OptionalFloats residual, std::string activation, int threads,
+                              const std::string& isa, int repeats, py::object seconds) {
     expect_axes("input", input, 2);
     const Run run(threads, isa, repeats, std::move(seconds));
     const py::buffer_info bytes = weight.request();
@@ -177,16 +201,20 @@ py::array_t<float> run_linear(const Floats& input, const py::buffer& weight, con
     op.input = input.data();
     op.rows = input.shape(0), op.in_features = input.shape(1), op.rows_per_batch = rows_per_batch;
     op.weight = weight_of(bytes, type, out_features, op.in_features);
-    const EpilogueArguments epilogue{std::move(bias), std::move(batch_bias), std::move(residual), std::move(activation)};
-    op.epilogue = epilogue.over(rows_per_batch > 0 ? (op.rows + rows_per_batch - 1) / rows_per_batch : 1, op.rows, out_features);
+    const EpilogueArguments epilogue{std::move(bias), std::move(batch_bias), std::move(residual),
+                                     std::move(activation)};
+    op.epilogue =
+        epilogue.over(rows_per_batch > 0 ? (op.rows + rows_per_batch - 1) / rows_per_batch : 1,
+                      op.rows, out_features);
     py::array_t<float> output({op.rows, out_features});
     op.output = output.mutable_data();
     run(&KernelTable::linear, op);
     return output;
 }
 
-py::array_t<float> run_attention(const Floats& q, const Floats& k, const Floats& v, int64_t heads, int64_t kv_heads,
-                                 float scale, bool causal, const OptionalFloats& mask, int threads, const std::string& isa,
+py::array_t<float> run_attention(const Floats& q, const Floats& k, const Floats& v, int64_t heads,
+                                 int64_t kv_heads, float scale, bool causal,
+                                 const OptionalFloats& mask, int threads, const std::string& isa,
                                  int repeats, py::object seconds) {
     for (const Floats* array : {&q, &k, &v}) expect_axes("q, k, v", *array, 3);
     const Run run(threads, isa, repeats, std::move(seconds));
@@ -194,7 +222,8 @@ py::array_t<float> run_attention(const Floats& q, const Floats& k, const Floats&
     op.q = q.data(), op.k = k.data(), op.v = v.data();
     op.batch = q.shape(0), op.q_len = q.shape(1), op.kv_len = k.shape(1);
     op.heads = heads, op.kv_heads = kv_heads;
-    if (heads < 1 || kv_heads < 1 || heads % kv_heads || q.shape(2) % heads) reject("heads do not divide the width");
+    if (heads < 1 || kv_heads < 1 || heads % kv_heads || q.shape(2) % heads)
+        reject("heads do not divide the width");
     op.head_dim = q.shape(2) / heads;
     expect_size("k", k, op.batch * op.kv_len * kv_heads * op.head_dim);
     expect_size("v", v, op.batch * op.kv_len * kv_heads * op.head_dim);
@@ -206,7 +235,8 @@ py::array_t<float> run_attention(const Floats& q, const Floats& k, const Floats&
     if (mask) {
         expect_axes("mask", *mask, 3);
         op.mask = mask->data(), op.mask_batch = mask->shape(0);
-        if (op.mask_batch != 1 && op.mask_batch != op.batch) reject("mask's batch is neither 1 nor the batch");
+        if (op.mask_batch != 1 && op.mask_batch != op.batch)
+            reject("mask's batch is neither 1 nor the batch");
         expect_size("mask", mask, op.mask_batch * op.q_len * op.kv_len);
     }
     py::array_t<float> output({op.batch, op.q_len, static_cast<int64_t>(q.shape(2))});
@@ -215,13 +245,22 @@ py::array_t<float> run_attention(const Floats& q, const Floats& k, const Floats&
     return output;
 }
 
-py::array_t<float> run_group_norm(const Floats& input, int64_t groups, const Floats& gamma, const Floats& beta, float eps,
-                                  bool silu, int threads, const std::string& isa, int repeats, py::object seconds) {
+py::array_t<float> run_group_norm(const Floats& input, int64_t groups, const Floats& gamma,
+                                  const Floats& beta, float eps, bool silu, int threads,
+                                  const std::string& isa, int repeats, py::object seconds) {
     expect_axes("input", input, 3);
     const Run run(threads, isa, repeats, std::move(seconds));
     py::array_t<float> output({input.shape(0), input.shape(1), input.shape(2)});
-    const GroupNorm op{input.data(), output.mutable_data(), input.shape(0), input.shape(1), input.shape(2), groups,
-                       eps,          gamma.data(),          beta.data(),    silu};
+    const GroupNorm op{input.data(),
+                       output.mutable_data(),
+                       input.shape(0),
+                       input.shape(1),
+                       input.shape(2),
+                       groups,
+                       eps,
+                       gamma.data(),
+                       beta.data(),
+                       silu};
     if (groups < 1 || op.channels % groups) reject("groups do not divide the channels");
     expect_size("gamma", gamma, op.channels);
     expect_size("beta", beta, op.channels);
@@ -229,24 +268,28 @@ py::array_t<float> run_group_norm(const Floats& input, int64_t groups, const Flo
     return output;
 }
 
-py::array_t<float> run_layer_norm(const Floats& input, const OptionalFloats& gamma, const OptionalFloats& beta, float eps,
-                                  int threads, const std::string& isa, int repeats, py::object seconds) {
+py::array_t<float> run_layer_norm(const Floats& input, const OptionalFloats& gamma,
+                                  const OptionalFloats& beta, float eps, int threads,
+                                  const std::string& isa, int repeats, py::object seconds) {
     expect_axes("input", input, 2);
     const Run run(threads, isa, repeats, std::move(seconds));
     py::array_t<float> output({input.shape(0), input.shape(1)});
-    const LayerNorm op{input.data(), output.mutable_data(), input.shape(0), input.shape(1), eps, data_of(gamma), data_of(beta)};
+    const LayerNorm op{input.data(), output.mutable_data(), input.shape(0), input.shape(1),
+                       eps,          data_of(gamma),        data_of(beta)};
     expect_size("gamma", gamma, op.width);
     expect_size("beta", beta, op.width);
     run(&KernelTable::layer_norm, op);
     return output;
 }
 
-py::array_t<float> run_geglu(const Floats& input, int threads, const std::string& isa, int repeats, py::object seconds) {
+py::array_t<float> run_geglu(const Floats& input, int threads, const std::string& isa, int repeats,
+                             py::object seconds) {
     expect_axes("input", input, 2);
     const Run run(threads, isa, repeats, std::move(seconds));
     if (input.shape(1) % 2) reject("geglu's input has an odd width");
     py::array_t<float> output({input.shape(0), input.shape(1) / 2});
-    run(&KernelTable::geglu, Geglu{input.data(), output.mutable_data(), input.shape(0), input.shape(1) / 2});
+    run(&KernelTable::geglu,
+        Geglu{input.data(), output.mutable_data(), input.shape(0), input.shape(1) / 2});
     return output;
 }
 
@@ -271,11 +314,13 @@ py::bytes quantize(const Floats& values, const std::string& type_name, int64_t w
     if (width < 1 || values.size() % width) reject("width does not divide the values");
     std::string bytes(bytes_of(type, width) * (values.size() / width), '\0');
     const std::vector<float> importance(width, 1.0f);
-    ggml_quantize_chunk(type, values.data(), bytes.data(), 0, values.size() / width, width, importance.data());
+    ggml_quantize_chunk(type, values.data(), bytes.data(), 0, values.size() / width, width,
+                        importance.data());
     return bytes;
 }
 
-py::array_t<float> dequantize(const py::buffer& bytes, const std::string& type_name, int64_t count) {
+py::array_t<float> dequantize(const py::buffer& bytes, const std::string& type_name,
+                              int64_t count) {
     const py::buffer_info info = bytes.request();
     const Weight weight = weight_of(info, type_name, 1, count);
     py::array_t<float> values(count);
@@ -296,7 +341,8 @@ std::vector<std::string> isas() {
 }  // namespace
 
 void bind_kernels(py::module_& m) {
-    py::module_ k = m.def_submodule("kernels", "The CPU kernels over float32 arrays, channels last.");
+    py::module_ k =
+        m.def_submodule("kernels", "The CPU kernels over float32 arrays, channels last.");
     const auto threads = py::arg("threads") = 1;
     const auto isa = py::arg("isa") = "auto";
     const auto repeats = py::arg("repeats") = 1;
@@ -310,23 +356,27 @@ void bind_kernels(py::module_& m) {
           "Multiply-add rate of one thread, in registers.");
     k.def("quantize", quantize, py::arg("values").noconvert(), py::arg("type"), py::arg("width"));
     k.def("dequantize", dequantize, py::arg("bytes"), py::arg("type"), py::arg("count"));
-    k.def("conv2d", run_conv2d, py::arg("input").noconvert(), py::arg("weight"), py::arg("type"), py::arg("out_channels"),
-          py::kw_only(), py::arg("kernel") = std::array{3, 3}, py::arg("stride") = 1,
-          py::arg("padding") = std::array{1, 1, 1, 1}, py::arg("upsample2x") = false,
-          py::arg("circular") = std::array{false, false}, bias, batch_bias, residual, activation, py::arg("method") = "auto",
-          threads, isa, repeats, seconds, "Input [N, H, W, C]; padding top, left, bottom, right; circular x, y.");
-    k.def("linear", run_linear, py::arg("input").noconvert(), py::arg("weight"), py::arg("type"), py::arg("out_features"),
-          py::kw_only(), py::arg("rows_per_batch") = 0, bias, batch_bias, residual, activation, threads, isa, repeats,
+    k.def("conv2d", run_conv2d, py::arg("input").noconvert(), py::arg("weight"), py::arg("type"),
+          py::arg("out_channels"), py::kw_only(), py::arg("kernel") = std::array{3, 3},
+          py::arg("stride") = 1, py::arg("padding") = std::array{1, 1, 1, 1},
+          py::arg("upsample2x") = false, py::arg("circular") = std::array{false, false}, bias,
+          batch_bias, residual, activation, py::arg("method") = "auto", threads, isa, repeats,
+          seconds, "Input [N, H, W, C]; padding top, left, bottom, right; circular x, y.");
+    k.def("linear", run_linear, py::arg("input").noconvert(), py::arg("weight"), py::arg("type"),
+          py::arg("out_features"), py::kw_only(), py::arg("rows_per_batch") = 0, bias, batch_bias,
+          residual, activation, threads, isa, repeats, seconds);
+    k.def("attention", run_attention, py::arg("q").noconvert(), py::arg("k").noconvert(),
+          py::arg("v").noconvert(), py::kw_only(), py::arg("heads"), py::arg("kv_heads"),
+          py::arg("scale"), py::arg("causal") = false, py::arg("mask") = py::none(), threads, isa,
+          repeats, seconds, "q, k, v: [batch, tokens, heads * head_dim].");
+    k.def("group_norm", run_group_norm, py::arg("input").noconvert(), py::kw_only(),
+          py::arg("groups"), py::arg("gamma"), py::arg("beta"), py::arg("eps") = 1e-5f,
+          py::arg("silu") = false, threads, isa, repeats, seconds, "Input [N, pixels, C].");
+    k.def("layer_norm", run_layer_norm, py::arg("input").noconvert(), py::kw_only(),
+          py::arg("gamma") = py::none(), py::arg("beta") = py::none(), py::arg("eps") = 1e-5f,
+          threads, isa, repeats, seconds);
+    k.def("geglu", run_geglu, py::arg("input").noconvert(), py::kw_only(), threads, isa, repeats,
           seconds);
-    k.def("attention", run_attention, py::arg("q").noconvert(), py::arg("k").noconvert(), py::arg("v").noconvert(),
-          py::kw_only(), py::arg("heads"), py::arg("kv_heads"), py::arg("scale"), py::arg("causal") = false,
-          py::arg("mask") = py::none(), threads, isa, repeats, seconds, "q, k, v: [batch, tokens, heads * head_dim].");
-    k.def("group_norm", run_group_norm, py::arg("input").noconvert(), py::kw_only(), py::arg("groups"), py::arg("gamma"),
-          py::arg("beta"), py::arg("eps") = 1e-5f, py::arg("silu") = false, threads, isa, repeats, seconds,
-          "Input [N, pixels, C].");
-    k.def("layer_norm", run_layer_norm, py::arg("input").noconvert(), py::kw_only(), py::arg("gamma") = py::none(),
-          py::arg("beta") = py::none(), py::arg("eps") = 1e-5f, threads, isa, repeats, seconds);
-    k.def("geglu", run_geglu, py::arg("input").noconvert(), py::kw_only(), threads, isa, repeats, seconds);
 }
 
 }  // namespace sde::bindings

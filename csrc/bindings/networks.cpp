@@ -3,6 +3,7 @@
 #include "base/cancel.h"
 #include "bindings/arrays.h"
 #include "bindings/bindings.h"
+#include "bindings/interrupt.h"
 #include "stages/runner.h"
 
 namespace py = pybind11;
@@ -32,14 +33,10 @@ Config to_config(const py::handle& value) {
 
 py::dict run(Runner& runner, const std::map<std::string, py::array>& inputs,
              const networks::Options& options, const CancelToken* cancel) {
-    HostArrays given, results;
+    HostArrays given;
     for (const auto& [name, array] : inputs) given[name] = to_host(array);
-    {
-        const py::gil_scoped_release release;
-        results =
-            runner.run(given, options,
-                       cancel ? CancelCheck([cancel] { return cancel->cancelled(); }) : nullptr);
-    }
+    const HostArrays results = without_gil(
+        cancel, [&](const CancelCheck& check) { return runner.run(given, options, check); });
     py::dict out;
     for (const auto& [name, array] : results)
         out[py::str(name)] = to_numpy(array.floats, array.shape);
@@ -83,15 +80,19 @@ void bind_networks(py::module_& m) {
                                                 "A network with its parameters on a device.")
         .def(py::init([](const std::string& kind, const py::dict& config,
                          std::shared_ptr<WeightStore> store, std::shared_ptr<Device> device) {
-                 return std::make_shared<Runner>(kind, to_config(config), std::move(store),
-                                                 std::move(device));
+                 const Config values = to_config(config);
+                 const py::gil_scoped_release release;  // weights may have to be converted
+                 return std::make_shared<Runner>(kind, values, std::move(store), std::move(device));
              }),
              py::arg("kind"), py::arg("config"), py::arg("store"), py::arg("device"))
         .def("run", run, py::arg("inputs"), py::arg("options") = networks::Options{},
              py::arg("cancel") = nullptr,
              "Evaluate once: arrays by name in, arrays by name out. The GIL is released.")
-        .def("release", &Runner::release, "Free the graphs; the next run builds them again.")
-        .def_property_readonly("activation_bytes", &Runner::activation_bytes)
+        .def("release", &Runner::release, py::call_guard<py::gil_scoped_release>(),
+             "Free the graphs; the next run builds them again.")
+        .def_property_readonly(
+            "activation_bytes",
+            py::cpp_function(&Runner::activation_bytes, py::call_guard<py::gil_scoped_release>()))
         .def_property_readonly("graphs_built", &Runner::graphs_built);
 }
 

@@ -3,6 +3,7 @@
 #include "base/cancel.h"
 #include "bindings/arrays.h"
 #include "bindings/bindings.h"
+#include "bindings/interrupt.h"
 #include "stages/autoencode.h"
 #include "stages/denoise.h"
 
@@ -17,12 +18,9 @@ template <Stage stage>
 py::array_t<float> run_autoencoder(Runner& network, const FloatArray& array, int64_t factor,
                                    int64_t tile, int64_t overlap, const CancelToken* cancel) {
     const HostArray input = to_host(array);
-    HostArray output;
-    {
-        const py::gil_scoped_release release;
-        output = stage(network, input, factor, {tile, overlap},
-                       cancel ? CancelCheck([cancel] { return cancel->cancelled(); }) : nullptr);
-    }
+    const HostArray output = without_gil(cancel, [&](const CancelCheck& check) {
+        return stage(network, input, factor, {tile, overlap}, check);
+    });
     return to_numpy(output.floats, output.shape);
 }
 
@@ -44,7 +42,7 @@ std::unique_ptr<DenoiseRun> make_run(
     Conditions conditions{to_host_arrays(positive), to_host_arrays(negative), {}};
     if (extra_channels) conditions.extra_channels = to_host(*extra_channels);
     const HostArray start = to_host(x);
-    if (seeds.empty() || start.floats.size() % seeds.size() != 0)
+    if (seeds.empty() || start.floats.empty() || start.floats.size() % seeds.size() != 0)
         throw Error(ErrorKind::Parameter, "one seed per picture is needed");
     sampling::NormalSource noise(seeds);
     if (!noise_state.empty()) noise.restore(noise_state);
@@ -70,8 +68,7 @@ void bind_denoise(py::module_& m) {
         .def(
             "step",
             [](DenoiseRun& run, const CancelToken* cancel) {
-                const py::gil_scoped_release release;
-                run.step(cancel ? CancelCheck([cancel] { return cancel->cancelled(); }) : nullptr);
+                without_gil(cancel, [&](const CancelCheck& check) { run.step(check); });
             },
             py::arg("cancel") = nullptr)
         .def_property_readonly("latents",

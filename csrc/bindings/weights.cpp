@@ -1,4 +1,5 @@
 #include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
 
 #include "bindings/bindings.h"
 #include "weights/store.h"
@@ -10,10 +11,10 @@ namespace sde::bindings {
 namespace {
 
 TensorSource make_source(const std::string& dtype, std::vector<int64_t> shape,
-                         const std::string& path, uint64_t offset, uint64_t nbytes,
+                         const std::filesystem::path& path, uint64_t offset, uint64_t nbytes,
                          std::optional<std::vector<int64_t>> strides, bool transpose) {
     TensorSource source;
-    source.path = path;
+    source.path = path.string();
     source.offset = offset;
     source.nbytes = nbytes;
     source.dtype = DType::parse(dtype);
@@ -32,7 +33,7 @@ void bind_weights(py::module_& m) {
         .def(
             "add",
             [](WeightStore& store, const std::string& name, const std::string& dtype,
-               std::vector<int64_t> shape, const std::string& path, uint64_t offset,
+               std::vector<int64_t> shape, const std::filesystem::path& path, uint64_t offset,
                uint64_t nbytes, std::optional<std::vector<int64_t>> strides, bool transpose,
                const std::optional<std::string>& convert_to) {
                 std::optional<ggml_type> type;
@@ -57,14 +58,15 @@ void bind_weights(py::module_& m) {
 
     m.def(
         "transcode",
-        [](const std::string& dtype, std::vector<int64_t> shape, const std::string& path,
+        [](const std::string& dtype, std::vector<int64_t> shape, const std::filesystem::path& path,
            uint64_t offset, uint64_t nbytes, std::optional<std::vector<int64_t>> strides,
-           bool transpose, const std::string& dst_path, uint64_t dst_offset,
+           bool transpose, const std::filesystem::path& dst_path, uint64_t dst_offset,
            const std::string& dst_dtype, int threads) {
             const TensorSource source = make_source(dtype, std::move(shape), path, offset, nbytes,
                                                     std::move(strides), transpose);
             const py::gil_scoped_release release;
-            return transcode(source, dst_path, dst_offset, DType::parse(dst_dtype), threads);
+            return transcode(source, dst_path.string(), dst_offset, DType::parse(dst_dtype),
+                             threads);
         },
         py::arg("dtype"), py::arg("shape"), py::arg("path"), py::arg("offset"), py::arg("nbytes"),
         py::arg("strides") = py::none(), py::arg("transpose") = false, py::kw_only(),

@@ -30,11 +30,23 @@ const KernelTable& kernel_table(Isa isa) noexcept {
     return isa == Isa::Reference ? reference_kernels : plain_kernels;
 }
 
-void conv2d(const Conv2d& op, Team& team) { kernel_table(best_isa()).conv2d(op, team); }
-void linear(const Linear& op, Team& team) { kernel_table(best_isa()).linear(op, team); }
-void attention(const Attention& op, Team& team) { kernel_table(best_isa()).attention(op, team); }
-void group_norm(const GroupNorm& op, Team& team) { kernel_table(best_isa()).group_norm(op, team); }
-void layer_norm(const LayerNorm& op, Team& team) { kernel_table(best_isa()).layer_norm(op, team); }
-void geglu(const Geglu& op, Team& team) { kernel_table(best_isa()).geglu(op, team); }
+void conv2d(const Conv2d& op, Team& team) {
+    kernel_table(best_isa()).conv2d(op, team);
+}
+void linear(const Linear& op, Team& team) {
+    kernel_table(best_isa()).linear(op, team);
+}
+void attention(const Attention& op, Team& team) {
+    kernel_table(best_isa()).attention(op, team);
+}
+void group_norm(const GroupNorm& op, Team& team) {
+    kernel_table(best_isa()).group_norm(op, team);
+}
+void layer_norm(const LayerNorm& op, Team& team) {
+    kernel_table(best_isa()).layer_norm(op, team);
+}
+void geglu(const Geglu& op, Team& team) {
+    kernel_table(best_isa()).geglu(op, team);
+}
 
 }  // namespace sde::kernels

@@ -2,12 +2,13 @@
 //
 // The kernels are one source, simd/*.inl, compiled once per instruction set:
 //
-//   isa_plain.cpp    the compiler's default flags (SSE2 on x86-64, NEON on AArch64), 128-bit vectors
-//   isa_avx2.cpp     -mavx2 -mfma -mf16c, 256-bit vectors (x86-64 only)
-//   isa_avx512.cpp   -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c, 512-bit vectors (x86-64 only)
+//   isa_plain.cpp    the compiler's default flags (SSE2 on x86-64, NEON on AArch64), 128-bit
+//   vectors isa_avx2.cpp     -mavx2 -mfma -mf16c, 256-bit vectors (x86-64 only) isa_avx512.cpp
+//   -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c, 512-bit vectors (x86-64 only)
 //
-// All with -O3 -ffp-contract=fast, in debug builds too. What these files include must hold no inline function of
-// external linkage that the linker could share between them: see simd/kernels.inl.
+// All with -O3 -ffp-contract=fast, in debug builds too. What these files include must hold no
+// inline function of external linkage that the linker could share between them: see
+// simd/kernels.inl.
 #pragma once
 
 #include "kernels/kernels.h"
@@ -24,8 +25,8 @@ struct KernelTable {
     void (*group_norm)(const GroupNorm&, Team&);
     void (*layer_norm)(const LayerNorm&, Team&);
     void (*geglu)(const Geglu&, Team&);
-    // Runs `rounds` rounds of independent multiply-adds in registers; returns the number of floating point
-    // operations. Timed, it is the peak that the other kernels are measured against.
+    // Runs `rounds` rounds of independent multiply-adds in registers; returns the number of
+    // floating point operations. Timed, it is the peak that the other kernels are measured against.
     int64_t (*multiply_add)(int64_t rounds);
 };
 

@@ -1,8 +1,8 @@
-// CPU kernels that ggml lacks. Activations are float32; feature maps are channels last, [N, H, W, C]; weights
-// are used in place, in any ggml type, and turned into float32 tile by tile.
+// CPU kernels that ggml lacks. Activations are float32; feature maps are channels last, [N, H, W,
+// C]; weights are used in place, in any ggml type, and turned into float32 tile by tile.
 //
-// A kernel is one function run by every thread of a team at once; it returns when its share is done.
-// Results do not depend on the number of threads.
+// A kernel is one function run by every thread of a team at once; it returns when its share is
+// done. Results do not depend on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@ namespace sde::kernels {
 
 enum class Activation { None, Silu, Gelu, GeluTanh, QuickGelu };
 
-// A weight matrix [rows, row_elements] in a ggml type, rows contiguous (for a convolution: rows = out
-// channels, row_elements = in_channels * kernel_h * kernel_w in torch's order).
+// A weight matrix [rows, row_elements] in a ggml type, rows contiguous (for a convolution: rows =
+// out channels, row_elements = in_channels * kernel_h * kernel_w in torch's order).
 struct Weight {
     const void* data;
     ggml_type type;
@@ -31,8 +31,9 @@ struct Epilogue {
     Activation activation = Activation::None;
 };
 
-// Auto chooses by shape. Winograd (3x3, stride 1 only; otherwise Direct) multiplies a quarter as often; its relative L2
-// error is about three times that of direct summation (1e-6 instead of 3e-7).
+// Auto chooses by shape. Winograd (3x3, stride 1 only; otherwise Direct) multiplies a quarter as
+// often; its relative L2 error is about three times that of direct summation (1e-6 instead of
+// 3e-7).
 enum class ConvMethod { Auto, Direct, Winograd };
 
 struct Conv2d {
@@ -53,14 +54,15 @@ struct Linear {
     const float* input;  // [rows, in_features]
     float* output;       // [rows, weight.rows]
     int64_t rows, in_features;
-    int64_t rows_per_batch = 0;  // for epilogue.batch_bias: the batch index of a row is row / rows_per_batch
+    int64_t rows_per_batch =
+        0;  // for epilogue.batch_bias: the batch index of a row is row / rows_per_batch
     Weight weight;
     Epilogue epilogue;
 };
 void linear(const Linear& op, Team& team);
 
-// softmax(scale * q k^T + mask) v for each head, without ever holding a [q_len, kv_len] matrix. A head h lies at
-// element offset h * head_dim in each token; strides are in elements.
+// softmax(scale * q k^T + mask) v for each head, without ever holding a [q_len, kv_len] matrix. A
+// head h lies at element offset h * head_dim in each token; strides are in elements.
 struct Attention {
     const float *q, *k, *v;
     float* output;
@@ -69,8 +71,9 @@ struct Attention {
     int64_t q_batch_stride, k_batch_stride, v_batch_stride, output_batch_stride;
     float scale;
     bool causal = false;
-    const float* mask = nullptr;  // added to the scores: [mask_batch, q_len, kv_len], shared by heads
-    int64_t mask_batch = 1;       // 1 or batch
+    const float* mask =
+        nullptr;             // added to the scores: [mask_batch, q_len, kv_len], shared by heads
+    int64_t mask_batch = 1;  // 1 or batch
 };
 void attention(const Attention& op, Team& team);
 

@@ -1,5 +1,5 @@
-// The kernels in their plainest form, in double precision on one thread. The tests compare with them; no model runs
-// on them.
+// The kernels in their plainest form, in double precision on one thread. The tests compare with
+// them; no model runs on them.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -14,12 +14,16 @@ namespace {
 double activate(double x, Activation activation) {
     constexpr double kSqrt2OverPi = 0.79788456080286536;
     switch (activation) {
-        case Activation::None: return x;
-        case Activation::Silu: return x / (1 + std::exp(-x));
-        case Activation::Gelu: return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
+        case Activation::None:
+            return x;
+        case Activation::Silu:
+            return x / (1 + std::exp(-x));
+        case Activation::Gelu:
+            return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
         case Activation::GeluTanh:
             return 0.5 * x * (1 + std::tanh(kSqrt2OverPi * (x + 0.044715 * x * x * x)));
-        case Activation::QuickGelu: return x / (1 + std::exp(-1.702 * x));
+        case Activation::QuickGelu:
+            return x / (1 + std::exp(-1.702 * x));
     }
     return x;
 }
@@ -34,7 +38,8 @@ std::vector<float> to_float(const Weight& weight) {
     return values;
 }
 
-double finish(double sum, const Epilogue& e, int64_t channel, int64_t channels, int64_t batch, int64_t at) {
+double finish(double sum, const Epilogue& e, int64_t channel, int64_t channels, int64_t batch,
+              int64_t at) {
     if (e.bias) sum += e.bias[channel];
     if (e.batch_bias) sum += e.batch_bias[batch * channels + channel];
     sum = activate(sum, e.activation);
@@ -53,12 +58,15 @@ double window_sum(const Conv2d& op, const float* weight, int64_t n, int64_t oy, 
     double sum = 0;
     for (int ky = 0; ky < op.kernel_h; ++ky) {
         for (int kx = 0; kx < op.kernel_w; ++kx) {
-            const int64_t y = source_index(oy * op.stride - op.pad_top + ky, op.height, op.upsample2x, op.circular_y);
-            const int64_t x = source_index(ox * op.stride - op.pad_left + kx, op.width, op.upsample2x, op.circular_x);
+            const int64_t y = source_index(oy * op.stride - op.pad_top + ky, op.height,
+                                           op.upsample2x, op.circular_y);
+            const int64_t x = source_index(ox * op.stride - op.pad_left + kx, op.width,
+                                           op.upsample2x, op.circular_x);
             if (y < 0 || x < 0) continue;
             const float* pixel = op.input + ((n * op.height + y) * op.width + x) * op.in_channels;
             for (int64_t c = 0; c < op.in_channels; ++c)
-                sum += static_cast<double>(pixel[c]) * weight[(c * op.kernel_h + ky) * op.kernel_w + kx];
+                sum += static_cast<double>(pixel[c]) *
+                       weight[(c * op.kernel_h + ky) * op.kernel_w + kx];
         }
     }
     return sum;
@@ -67,8 +75,10 @@ double window_sum(const Conv2d& op, const float* weight, int64_t n, int64_t oy, 
 void conv2d(const Conv2d& op, Team& team) {
     if (team.rank() == 0) {
         const int64_t scale = op.upsample2x ? 2 : 1;
-        const int64_t height = (scale * op.height + op.pad_top + op.pad_bottom - op.kernel_h) / op.stride + 1;
-        const int64_t width = (scale * op.width + op.pad_left + op.pad_right - op.kernel_w) / op.stride + 1;
+        const int64_t height =
+            (scale * op.height + op.pad_top + op.pad_bottom - op.kernel_h) / op.stride + 1;
+        const int64_t width =
+            (scale * op.width + op.pad_left + op.pad_right - op.kernel_w) / op.stride + 1;
         const std::vector<float> weight = to_float(op.weight);
         float* to = op.output;
         for (int64_t n = 0; n < op.batch; ++n)
@@ -76,8 +86,8 @@ void conv2d(const Conv2d& op, Team& team) {
                 for (int64_t x = 0; x < width; ++x)
                     for (int64_t c = 0; c < op.weight.rows; ++c, ++to)
                         *to = static_cast<float>(
-                            finish(window_sum(op, &weight[c * op.weight.row_elements], n, y, x), op.epilogue, c,
-                                   op.weight.rows, n, to - op.output));
+                            finish(window_sum(op, &weight[c * op.weight.row_elements], n, y, x),
+                                   op.epilogue, c, op.weight.rows, n, to - op.output));
     }
     team.barrier();
 }
@@ -91,9 +101,11 @@ void linear(const Linear& op, Team& team) {
             for (int64_t c = 0; c < features; ++c) {
                 double sum = 0;
                 for (int64_t k = 0; k < op.in_features; ++k)
-                    sum += static_cast<double>(op.input[row * op.in_features + k]) * weight[c * op.in_features + k];
+                    sum += static_cast<double>(op.input[row * op.in_features + k]) *
+                           weight[c * op.in_features + k];
                 const int64_t at = row * features + c;
-                op.output[at] = static_cast<float>(finish(sum, op.epilogue, c, features, batch, at));
+                op.output[at] =
+                    static_cast<float>(finish(sum, op.epilogue, c, features, batch, at));
             }
         }
     }
@@ -111,8 +123,10 @@ void attend(const Attention& op, int64_t batch, int64_t head, int64_t i) {
     double highest = -std::numeric_limits<double>::infinity(), total = 0;
     for (int64_t j = 0; j < keys; ++j) {
         double score = 0;
-        for (int64_t d = 0; d < op.head_dim; ++d) score += static_cast<double>(q[d]) * k[j * op.k_token_stride + d];
-        weights[j] = score * op.scale + (op.mask ? op.mask[(mask_batch * op.q_len + i) * op.kv_len + j] : 0.0);
+        for (int64_t d = 0; d < op.head_dim; ++d)
+            score += static_cast<double>(q[d]) * k[j * op.k_token_stride + d];
+        weights[j] = score * op.scale +
+                     (op.mask ? op.mask[(mask_batch * op.q_len + i) * op.kv_len + j] : 0.0);
         highest = std::max(highest, weights[j]);
     }
     for (int64_t j = 0; j < keys && std::isfinite(highest); ++j) {
@@ -120,8 +134,10 @@ void attend(const Attention& op, int64_t batch, int64_t head, int64_t i) {
         total += weight;
         for (int64_t d = 0; d < op.head_dim; ++d) sum[d] += weight * v[j * op.v_token_stride + d];
     }
-    float* to = op.output + batch * op.output_batch_stride + i * op.output_token_stride + head * op.head_dim;
-    for (int64_t d = 0; d < op.head_dim; ++d) to[d] = static_cast<float>(total > 0 ? sum[d] / total : 0.0);
+    float* to = op.output + batch * op.output_batch_stride + i * op.output_token_stride +
+                head * op.head_dim;
+    for (int64_t d = 0; d < op.head_dim; ++d)
+        to[d] = static_cast<float>(total > 0 ? sum[d] / total : 0.0);
 }
 
 void attention(const Attention& op, Team& team) {
@@ -132,20 +148,23 @@ void attention(const Attention& op, Team& team) {
     team.barrier();
 }
 
-// Normalizes rows x columns values with the given row distance; scale and shift are indexed by column, and may be null.
-void normalize(const float* x, float* y, int64_t rows, int64_t columns, int64_t stride, double eps, const float* gamma,
-               const float* beta, bool silu) {
+// Normalizes rows x columns values with the given row distance; scale and shift are indexed by
+// column, and may be null.
+void normalize(const float* x, float* y, int64_t rows, int64_t columns, int64_t stride, double eps,
+               const float* gamma, const float* beta, bool silu) {
     double mean = 0, variance = 0;
     const double count = static_cast<double>(rows * columns);
     for (int64_t i = 0; i < rows; ++i)
         for (int64_t c = 0; c < columns; ++c) mean += x[i * stride + c] / count;
     for (int64_t i = 0; i < rows; ++i)
-        for (int64_t c = 0; c < columns; ++c) variance += (x[i * stride + c] - mean) * (x[i * stride + c] - mean) / count;
+        for (int64_t c = 0; c < columns; ++c)
+            variance += (x[i * stride + c] - mean) * (x[i * stride + c] - mean) / count;
     for (int64_t i = 0; i < rows; ++i) {
         for (int64_t c = 0; c < columns; ++c) {
             const double value = (x[i * stride + c] - mean) / std::sqrt(variance + eps);
             const double scaled = value * (gamma ? gamma[c] : 1.0) + (beta ? beta[c] : 0.0);
-            y[i * stride + c] = static_cast<float>(activate(scaled, silu ? Activation::Silu : Activation::None));
+            y[i * stride + c] =
+                static_cast<float>(activate(scaled, silu ? Activation::Silu : Activation::None));
         }
     }
 }
@@ -153,17 +172,18 @@ void normalize(const float* x, float* y, int64_t rows, int64_t columns, int64_t 
 void group_norm(const GroupNorm& op, Team& team) {
     const int64_t width = op.channels / op.groups;
     for (int64_t i = 0; team.rank() == 0 && i < op.batch * op.groups; ++i) {
-        const int64_t group = i % op.groups * width, at = i / op.groups * op.pixels * op.channels + group;
-        normalize(op.input + at, op.output + at, op.pixels, width, op.channels, op.eps, op.gamma + group,
-                  op.beta + group, op.silu);
+        const int64_t group = i % op.groups * width,
+                      at = i / op.groups * op.pixels * op.channels + group;
+        normalize(op.input + at, op.output + at, op.pixels, width, op.channels, op.eps,
+                  op.gamma + group, op.beta + group, op.silu);
     }
     team.barrier();
 }
 
 void layer_norm(const LayerNorm& op, Team& team) {
     for (int64_t row = 0; team.rank() == 0 && row < op.rows; ++row)
-        normalize(op.input + row * op.width, op.output + row * op.width, 1, op.width, op.width, op.eps, op.gamma,
-                  op.beta, false);
+        normalize(op.input + row * op.width, op.output + row * op.width, 1, op.width, op.width,
+                  op.eps, op.gamma, op.beta, false);
     team.barrier();
 }
 
@@ -184,7 +204,8 @@ int64_t multiply_add(int64_t rounds) {
 
 }  // namespace
 
-constexpr KernelTable kTable = {conv2d, linear, attention, group_norm, layer_norm, geglu, multiply_add};
+constexpr KernelTable kTable = {conv2d,     linear, attention,   group_norm,
+                                layer_norm, geglu,  multiply_add};
 
 }  // namespace reference
 

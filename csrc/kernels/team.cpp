@@ -5,7 +5,8 @@
 namespace sde::kernels {
 namespace {
 
-// Pauses before the waiting thread offers its core to others: some microseconds, the imbalance of a good partition.
+// Pauses before the waiting thread offers its core to others: some microseconds, the imbalance of a
+// good partition.
 constexpr int kSpinsBeforeYield = 4096;
 
 inline void pause() noexcept {
@@ -21,7 +22,8 @@ inline void pause() noexcept {
 void Team::barrier() noexcept {
     const int generation = state_.generation.load(std::memory_order_relaxed);
     if (state_.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-        // The last to arrive: nobody claims any more, and nobody leaves before the generation changes.
+        // The last to arrive: nobody claims any more, and nobody leaves before the generation
+        // changes.
         state_.arrived.store(0, std::memory_order_relaxed);
         state_.next_item.store(0, std::memory_order_relaxed);
         state_.generation.store(generation + 1, std::memory_order_release);

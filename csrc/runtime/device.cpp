@@ -8,6 +8,13 @@
 
 #include "base/error.h"
 
+#ifdef _WIN32
+#include <process.h>
+#define getpid _getpid
+#else
+#include <unistd.h>
+#endif
+
 #ifdef __linux__
 #include <sched.h>
 #endif
@@ -37,7 +44,11 @@ int physical_cores() {
 
 std::shared_ptr<Device> Device::cpu(int threads) {
     std::shared_ptr<Device> device(new Device);
-    device->threads_ = threads > 0 ? std::min(threads, GGML_MAX_N_THREADS) : physical_cores();
+    // More threads than processors only wait for each other.
+    const int most = static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u,
+                                                 static_cast<unsigned>(GGML_MAX_N_THREADS)));
+    device->threads_ = threads > 0 ? std::min(threads, most) : physical_cores();
+    device->process_ = getpid();
     device->backend_ = ggml_backend_cpu_init();
     if (!device->backend_) throw Error(ErrorKind::Device, "the CPU backend could not be started");
     // One pool for the life of the device: no thread is started per graph.
@@ -58,6 +69,10 @@ Device::~Device() {
 }
 
 void Device::compute(ggml_cgraph* graph, int threads, const CancelCheck& cancel) {
+    if (process_ != getpid())
+        throw Error(ErrorKind::Device,
+                    "the model was loaded before this process was forked, and its threads stayed "
+                    "behind; load it in the child process");
     std::lock_guard lock(mutex_);
     ggml_backend_cpu_set_n_threads(backend_, std::clamp(threads, 1, threads_));
     auto ask = [](void* data) { return (*static_cast<const CancelCheck*>(data))(); };

@@ -35,6 +35,7 @@ class Device {
     ggml_backend_t backend_ = nullptr;
     ggml_threadpool_t threadpool_ = nullptr;
     int threads_ = 1;
+    int64_t process_ = 0;  // the process that started the threads
     std::mutex mutex_;
 };
 

@@ -171,6 +171,7 @@ void TorchCpuNormal::restore(const std::string& state) {
 }
 
 NormalSource::NormalSource(const std::vector<uint64_t>& seeds) {
+    if (seeds.empty()) throw Error(ErrorKind::Parameter, "noise needs at least one seed");
     for (uint64_t seed : seeds) generators_.emplace_back(seed);
 }
 

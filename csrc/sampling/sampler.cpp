@@ -41,6 +41,8 @@ Sampler::Sampler(Values x, std::vector<float> sigmas, NormalSource noise, Sample
             throw Error(ErrorKind::Parameter, "sigmas must fall: entry " + std::to_string(i) +
                                                   " is " + std::to_string(sigmas_[i]) + " after " +
                                                   std::to_string(sigmas_[i - 1]));
+    if (!(eta(0.0f) >= 0.0f && eta(0.0f) <= 10.0f && std::isfinite(options_.s_noise)))
+        throw Error(ErrorKind::Parameter, "eta must be 0 to 10, and s_noise a number");
     if (!finite(x_)) throw Error(ErrorKind::Numeric, "the start latents hold NaN or infinity");
 }
 

@@ -136,6 +136,8 @@ Schedule make_schedule(const std::string& name, int steps, const NoiseLevels& le
     if (steps < 1 || steps > levels.count())
         throw Error(ErrorKind::Parameter, "steps must be 1 to " + std::to_string(levels.count()) +
                                               ", not " + std::to_string(steps));
+    if (!(options.rho >= 1.0f && options.rho <= 100.0f))
+        throw Error(ErrorKind::Parameter, "rho must be 1 to 100");
     Schedule schedule = it->second(steps, levels, options);
     if (schedule.initial_scale == 0.0f) schedule.initial_scale = schedule.sigmas[0];
     schedule.sigmas.push_back(0.0f);

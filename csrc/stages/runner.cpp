@@ -66,6 +66,7 @@ Runner::Compiled& Runner::compiled(const HostArrays& inputs, const networks::Opt
 HostArrays Runner::run(const HostArrays& inputs, const networks::Options& options,
                        const CancelCheck& cancel) {
     std::lock_guard lock(mutex_);
+    store_->check_files();
     Compiled& current = compiled(inputs, options);
     for (const auto& [name, array] : inputs) {
         if (!array.ids.empty()) {

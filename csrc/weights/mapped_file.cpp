@@ -50,26 +50,36 @@ MappedFile::~MappedFile() {
     CloseHandle(file_);
 }
 
+void MappedFile::check_length() const {}  // Windows does not let a mapped file be shortened
+
 #else
 
 MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
-    const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (file < 0) fail(path, std::string("cannot be opened for reading: ") + std::strerror(errno));
+    file_ = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (file_ < 0) fail(path, std::string("cannot be opened for reading: ") + std::strerror(errno));
     struct stat info{};
-    if (fstat(file, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size <= 0) {
-        close(file);
+    if (fstat(file_, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size <= 0) {
+        close(file_);
         fail(path, "is empty or not a regular file");
     }
     size_ = static_cast<uint64_t>(info.st_size);
-    void* data = mmap(nullptr, size_, PROT_READ, MAP_SHARED, file, 0);
-    close(file);
-    if (data == MAP_FAILED)
+    void* data = mmap(nullptr, size_, PROT_READ, MAP_SHARED, file_, 0);
+    if (data == MAP_FAILED) {
+        close(file_);
         fail(path, std::string("cannot be mapped into memory: ") + std::strerror(errno));
+    }
     data_ = static_cast<uint8_t*>(data);
 }
 
 MappedFile::~MappedFile() {
     munmap(data_, size_);
+    close(file_);
+}
+
+void MappedFile::check_length() const {
+    struct stat info{};
+    if (fstat(file_, &info) == 0 && static_cast<uint64_t>(info.st_size) >= size_) return;
+    fail(path_, "has become shorter since it was loaded; load the model again");
 }
 
 #endif

@@ -19,6 +19,9 @@ class MappedFile {
     // The bytes at [offset, offset + size); throws Format when they do not lie inside the file.
     const uint8_t* bytes(uint64_t offset, uint64_t size) const;
     const std::filesystem::path& path() const noexcept { return path_; }
+    // Throws Format when the file has become shorter: its pages are gone, and touching them would
+    // end the process.
+    void check_length() const;
 
   private:
     std::filesystem::path path_;
@@ -27,6 +30,8 @@ class MappedFile {
 #ifdef _WIN32
     void* file_ = nullptr;
     void* mapping_ = nullptr;
+#else
+    int file_ = -1;
 #endif
 };
 

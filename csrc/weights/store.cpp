@@ -33,6 +33,8 @@ void TensorSource::validate(const std::string& name) const {
     if (elements % block != 0)
         fail("'" + name + "' " + shape.text() + " cannot be stored in blocks of " +
              std::to_string(block) + " values");
+    if (transpose && shape.rank() != 2)
+        fail("'" + name + "' is no matrix that could be transposed");
     if (strides.empty()) {
         if (dtype.bytes(static_cast<int64_t>(elements)) != nbytes)
             fail("'" + name + "' " + shape.text() + " needs " +
@@ -164,6 +166,10 @@ ggml_tensor* WeightStore::parameter(const std::string& name, const Shape& shape,
     }
     entry.tensor = tensor;
     return tensor;
+}
+
+void WeightStore::check_files() const {
+    for (const auto& [path, file] : files_) file->check_length();
 }
 
 std::optional<std::string> WeightStore::first_not_finite() const {

@@ -60,6 +60,9 @@ class WeightStore : public ParameterSource {
     ggml_tensor* parameter(const std::string& name, const Shape& shape, Use use) override;
     bool has(const std::string& name) const override { return entries_.count(name) != 0; }
 
+    // Throws Format when a file has become shorter since it was mapped.
+    void check_files() const;
+
     // Bytes that the store owns (converted parameters) and bytes mapped from files and used in
     // place.
     size_t owned_bytes() const noexcept { return owned_bytes_; }

@@ -1,6 +1,7 @@
 """The native core. Arrays are numpy float32 (ids int32) in C order and torch's axis order."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from os import PathLike
 from types import ModuleType
 from typing import Any, final
 
@@ -26,7 +27,7 @@ class WeightStore:
         name: str,
         dtype: str,
         shape: Sequence[int],
-        path: str,
+        path: str | PathLike[str],
         offset: int,
         nbytes: int,
         strides: Sequence[int] | None = None,
@@ -43,13 +44,13 @@ class WeightStore:
 def transcode(
     dtype: str,
     shape: Sequence[int],
-    path: str,
+    path: str | PathLike[str],
     offset: int,
     nbytes: int,
     strides: Sequence[int] | None = None,
     transpose: bool = False,
     *,
-    dst_path: str,
+    dst_path: str | PathLike[str],
     dst_offset: int,
     dst_dtype: str,
     threads: int = 0,

@@ -33,7 +33,7 @@ def make_store(plan: ComponentPlan, weight_type: str | None = None) -> _core.Wei
             binding.name,
             entry.dtype,
             list(entry.shape),
-            str(entry.path),
+            entry.path,
             entry.offset,
             entry.nbytes,
             strides=None if entry.strides is None else list(entry.strides),
@@ -111,14 +111,20 @@ class TextEncoder:
     def _chunk(self, text: str, weighting: str) -> prompt.Chunks:
         if weighting == "diffusers":
             return prompt.chunk(self.tokenizer, prompt.literal(text), max_chunks=1, truncate=True)
+        if "<lora:" in text:
+            raise ParameterError(
+                "the prompt asks for a LoRA (<lora:...>), which is not supported yet; remove the tag"
+            )
         return prompt.chunk(self.tokenizer, prompt.parse(text))
 
     def _run(
         self, ids: NDArray[np.int32], clip_skip: int, cancel: _core.CancelToken | None
     ) -> Array:
         layers = int(self.config["layers"])
-        if not 1 <= clip_skip <= layers:
-            raise ParameterError(f"clip_skip must be 1 to {layers} for this model, not {clip_skip}")
+        if not isinstance(clip_skip, int) or not 1 <= clip_skip <= layers:
+            raise ParameterError(
+                f"clip_skip must be 1 to {layers} for this model, not {clip_skip!r}"
+            )
         options = {"skip": clip_skip - 1}
         parts = [
             self.network.run({"ids": ids[i : i + MAX_BATCH]}, options, cancel)["hidden"]
@@ -174,6 +180,6 @@ class Autoencoder:
     def _tiling(self, latents: int, tile: int | None) -> tuple[int, int]:
         if tile is None:
             return (self.TILE, self.OVERLAP) if latents > self.WHOLE_LIMIT else (0, 0)
-        if tile != 0 and tile < 8:
-            raise ParameterError(f"tile must be 0 (no tiles) or at least 8 latents, not {tile}")
+        if not isinstance(tile, int) or (tile != 0 and not 8 <= tile <= 1024):
+            raise ParameterError(f"tile must be 0 (no tiles) or 8 to 1024 latents, not {tile!r}")
         return tile, tile // 4

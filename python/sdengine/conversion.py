@@ -17,7 +17,7 @@ from sdengine.families import Defaults
 from sdengine.formats import DTYPES
 from sdengine.keys import NameMap
 from sdengine.loading import Binding, ComponentPlan, ModelPlan, plan_model
-from sdengine.loading.new_gguf import NewTensor, new_file, write_header
+from sdengine.loading.new_gguf import NewTensor, new_file, output_errors, write_header
 from sdengine.loading.plan import TextEncoders
 from sdengine.loading.weight_types import Choice, TypeRule, check_type, choose_type, parse_rules
 from sdengine.tokenizers import ClipTokenizer, load_clip_tokenizer, to_gguf_fields
@@ -109,8 +109,14 @@ def convert(
         UnsupportedModelError, WeightsError, FormatError: `src` cannot be used.
     """
     weight_type, own_rules = check_type(weight_type), parse_rules(rules)
-    dst = Path(dst)
-    if dst.exists() and (not overwrite or dst.is_dir()):
+    if not isinstance(threads, int) or not 0 <= threads <= 512:
+        raise ParameterError(f"threads must be 0 (automatic) to 512, not {threads!r}")
+    try:
+        dst = Path(dst).resolve()  # a link stays, what it points to is replaced
+        taken, usual = dst.exists(), dst.is_file()
+    except (OSError, ValueError) as error:
+        raise ParameterError(f"{str(dst)[:80]!r} cannot be a file's name: {error}") from None
+    if taken and not (overwrite and usual):
         raise ParameterError(f"{dst} exists; choose another name, or overwrite=True for a file")
     plan = plan_model(src, vae, text_encoders)
     if defaults:
@@ -124,7 +130,8 @@ def convert(
     with new_file(dst, _HEADER_BYTES + sum(job.tensor.nbytes for job in jobs)) as part_file:
         fields = {**_fields(plan, Path(src)), **to_gguf_fields(tokenizers)}
         tensors = [job.tensor for job in jobs]
-        offsets = write_header(part_file, plan.family.name, fields, tensors)
+        with output_errors(dst):
+            offsets = write_header(part_file, plan.family.name, fields, tensors)
         _write_data(part_file, jobs, offsets, callback, threads)
         size = part_file.stat().st_size
     return Conversion(
@@ -219,12 +226,12 @@ def _write_data(
             done += _core.transcode(
                 entry.dtype,
                 entry.shape,
-                str(entry.path),
+                entry.path,
                 entry.offset,
                 entry.nbytes,
                 entry.strides,
                 job.binding.transpose,
-                dst_path=str(path),
+                dst_path=path,
                 dst_offset=offsets[name],
                 dst_dtype=job.tensor.dtype,
                 threads=threads if entry.elements > _SMALL else 1,

@@ -49,8 +49,8 @@ def open_device(name: str, threads: int = 0) -> _core.Device:
     """
     if threads == 0:
         threads = _threads_from_environment()
-    if not 0 <= threads <= 512:
-        raise ParameterError(f"threads must be 0 (automatic) to 512, not {threads}")
+    if not isinstance(threads, int) or not 0 <= threads <= 512:
+        raise ParameterError(f"threads must be 0 (automatic) to 512, not {threads!r}")
     names = [device.name for device in devices()]
     if name not in ("auto", *names):
         raise DeviceError(f"there is no device {name!r}; this build knows auto, {', '.join(names)}")

@@ -100,7 +100,8 @@ def to_mask(
     grey = ImageOps.invert(image.getchannel("A")) if erased else image.convert("L")
     if size is not None:
         grey = resize(grey, size, resize_mode)
-    return np.asarray(grey, np.float32)[None, None] / np.float32(255)
+    mask: Array = np.asarray(grey, np.float32)[None, None] / np.float32(255)
+    return mask
 
 
 def on_white(image: Image.Image) -> Image.Image:

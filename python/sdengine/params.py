@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from . import prompt as prompts
@@ -60,9 +61,12 @@ class GenerateParameters:
             "batch_size": batch_size,
             "clip_skip": _or(given["clip_skip"], 1),
         }
-        parameters = cls(**values)
-        parameters._check(plan.latents.factor)
-        return parameters
+        cls(**values)._check(plan.latents.factor)
+        # numpy's numbers are welcome, and become plain ones.
+        for name in ("width", "height", "steps", "seed", "batch_size", "clip_skip"):
+            values[name] = int(values[name])
+        values["guidance_scale"] = float(values["guidance_scale"])
+        return cls(**values)
 
     def _check(self, factor: int) -> None:
         for name in ("width", "height"):
@@ -75,6 +79,7 @@ class GenerateParameters:
                 )
         _whole("steps", self.steps, 1, MAX_STEPS)
         _whole("batch_size", self.batch_size, 1, MAX_BATCH)
+        _whole("clip_skip", self.clip_skip, 1, 100)
         _whole("seed", self.seed, 0, MAX_SEED - self.batch_size)
         _number("guidance_scale", self.guidance_scale, 0.0, 1000.0)
         _number("guidance_rescale", self.guidance_rescale, 0.0, 1.0)
@@ -88,6 +93,17 @@ class GenerateParameters:
             raise ParameterError(
                 f"{len(self.prompt)} prompts do not fit batch_size {self.batch_size}; give one prompt or as many"
             )
+
+    def _unusual(self) -> dict[str, object]:
+        """Parameters that most pictures do not need to name."""
+        named: dict[str, object] = {}
+        if self.guidance_rescale:
+            named["guidance_rescale"] = self.guidance_rescale
+        if self.eta is not None:
+            named["eta"] = self.eta
+        if self.weighting != "a1111":
+            named["weighting"] = self.weighting
+        return named
 
     @property
     def seeds(self) -> list[int]:
@@ -113,6 +129,7 @@ class GenerateParameters:
                 "height": self.height,
                 "clip_skip": self.clip_skip,
                 "model": model,
+                **self._unusual(),
             }
             for i, seed in enumerate(self.seeds)
         ]
@@ -123,12 +140,13 @@ def _or(value: Any, otherwise: Any) -> Any:
 
 
 def _whole(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or not low <= int(value) <= high:  # type: ignore[call-overload]
         raise ParameterError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
 
 
 def _number(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ParameterError(f"{name} must be a number, not {value!r}")
-    if not low <= value <= high:
-        raise ParameterError(f"{name} must lie between {low:g} and {high:g}, not {value:g}")
+    if not low <= float(value) <= high:
+        raise ParameterError(f"{name} must lie between {low:g} and {high:g}, not {float(value):g}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -90,8 +91,18 @@ class Pipeline:
             "vae_decoder": self._vae.decoder.graphs_built,
         }
 
+    @contextmanager
+    def _cancellable(self) -> Iterator[_core.CancelToken]:
+        """A token that :meth:`cancel` reaches while the block runs."""
+        token = _core.CancelToken()
+        self._running.add(token)
+        try:
+            yield token
+        finally:
+            self._running.discard(token)
+
     def cancel(self) -> None:
-        """Stop every generation that is running on this pipeline; each raises :class:`sdengine.Cancelled`."""
+        """Stop every call that is running on this pipeline; each raises :class:`sdengine.Cancelled`."""
         for token in list(self._running):
             token.cancel()
 
@@ -118,7 +129,8 @@ class Pipeline:
         Raises:
             ParameterError: too long a prompt, or numbers of prompts that do not fit.
         """
-        return self._encode(prompt, negative_prompt, clip_skip, weighting, None)
+        with self._cancellable() as token:
+            return self._encode(prompt, negative_prompt, clip_skip, weighting, token)
 
     def _encode(
         self,
@@ -137,7 +149,11 @@ class Pipeline:
                 f"{len(negatives)} negative prompts do not fit {len(prompts)} prompts"
             )
         return self._text.encode(
-            prompts, negatives, clip_skip=clip_skip or 1, weighting=weighting, cancel=cancel
+            prompts,
+            negatives,
+            clip_skip=1 if clip_skip is None else clip_skip,
+            weighting=weighting,
+            cancel=cancel,
         )
 
     def predict(
@@ -159,10 +175,18 @@ class Pipeline:
         """
         latents = _latents("latents", latents)
         count = latents.shape[0]
-        steps = np.broadcast_to(np.asarray(timestep, np.float32), (count,))
+        try:
+            steps = np.broadcast_to(np.asarray(timestep, np.float32), (count,))
+        except (TypeError, ValueError):
+            raise ParameterError(
+                f"timestep must be one number or {count} of them, not {timestep!r}"
+            ) from None
+        if not isinstance(cond, Conditioning):
+            raise ParameterError("cond must be what encode_prompt() returned")
         context = cond.repeat(count).context
         inputs = {"latents": latents, "timesteps": np.ascontiguousarray(steps), "context": context}
-        return self._denoiser.run(inputs)["prediction"]
+        with self._cancellable() as token:
+            return self._denoiser.run(inputs, {}, token)["prediction"]
 
     def encode_image(self, image: Any, *, tile: int | None = None) -> Array:
         """Encode a picture to latents: the mean of the posterior, scaled as the denoiser sees it.
@@ -182,7 +206,8 @@ class Pipeline:
         arrays = [images.to_array(picture) for picture in pictures]
         if len({array.shape for array in arrays}) != 1:
             raise ParameterError("the pictures of a batch must have one size")
-        return self._vae.encode(np.concatenate(arrays), tile)
+        with self._cancellable() as token:
+            return self._vae.encode(np.concatenate(arrays), tile, token)
 
     def decode_latents(
         self,
@@ -204,7 +229,8 @@ class Pipeline:
         """
         if output_type not in ("pil", "numpy"):
             raise ParameterError(f"output_type must be 'pil' or 'numpy', not {output_type!r}")
-        pictures = self._vae.decode(_latents("latents", latents), tile)
+        with self._cancellable() as token:
+            pictures = self._vae.decode(_latents("latents", latents), tile, token)
         return pictures if output_type == "numpy" else images.to_pil(pictures)
 
     # ---------------------------------------------------------------------------------- generation
@@ -279,12 +305,10 @@ class Pipeline:
             clip_skip=clip_skip,
             weighting=weighting,
         )
-        token = _core.CancelToken()
-        self._running.add(token)
-        try:
+        if latents is not None:
+            latents = _latents("latents", latents)
+        with self._cancellable() as token:
             return self._generate(parameters, latents, tile, callback, token)
-        finally:
-            self._running.discard(token)
 
     def _generate(
         self,
@@ -343,16 +367,24 @@ class Pipeline:
 
 
 def _texts(name: str, value: str | Sequence[str]) -> list[str]:
-    texts = [value] if isinstance(value, str) else list(value)
-    if not texts or not all(isinstance(text, str) for text in texts):
+    texts = [value] if isinstance(value, str) else value
+    listed = isinstance(texts, list | tuple) and len(texts) > 0
+    if not listed or not all(isinstance(text, str) for text in texts):
         raise ParameterError(f"{name} must be a text or a list of texts, not {value!r}")
+    texts = list(texts)
     if len(texts) > MAX_BATCH:
         raise ParameterError(f"{name}: at most {MAX_BATCH} texts at once, not {len(texts)}")
     return texts
 
 
 def _latents(name: str, value: Array) -> Array:
-    array = np.ascontiguousarray(value, np.float32)
+    try:
+        given = np.asarray(value)
+        array = np.ascontiguousarray(given, np.float32)
+    except (TypeError, ValueError):
+        raise ParameterError(f"{name} must be an array of numbers, not {value!r}") from None
+    if np.iscomplexobj(given):
+        raise ParameterError(f"{name} must hold real numbers")
     if array.ndim != 4 or 0 in array.shape:
         raise ParameterError(f"{name} must have the shape [N, C, h, w], not {list(array.shape)}")
     if not np.isfinite(array).all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,6 +30,11 @@ def normal(shape: Sequence[int], seed: int, kind: str = "torch-cpu") -> NDArray[
     """
     if kind not in KINDS:
         raise ParameterError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
-    if not 0 <= seed < 2**64:
+    sizes = list(shape)
+    if not all(isinstance(size, int) and size >= 0 for size in sizes) or math.prod(sizes) > 2**34:
+        raise ParameterError(
+            f"a shape has whole, non-negative sizes, at most 2**34 values; not {shape}"
+        )
+    if not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise ParameterError(f"seed must be 0 to 2**64 - 1, not {seed}")
-    return _core.normal(list(shape), seed)
+    return _core.normal(sizes, seed)

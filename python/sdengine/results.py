@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """Pictures and everything needed to make them again.
+    """Pictures, and the parameters that made them.
 
     Attributes:
         images: one PIL picture per batch entry.
         seeds: the seed of each picture.
         latents: float32 ``[N, C, H / 8, W / 8]``, scaled as the denoiser sees them.
-        timings: seconds per stage: ``encode``, ``denoise``, ``decode``, ``total``; ``steps`` lists every step.
+        timings: seconds per stage: ``encode``, ``denoise``, ``decode``, ``total``, and the mean
+            ``per_step``.
         peak_memory: largest resident memory of the process so far, in bytes (0 where the system does not tell).
         metadata: the generation parameters, one dict per picture; ``sdengine.metadata`` writes them as text.
     """

@@ -49,6 +49,9 @@ def resolve_names(sampler: str, schedule: str | None = None) -> tuple[str, str |
     Raises:
         ParameterError: a name is unknown; the message lists the choices.
     """
+    for given in (sampler, schedule):
+        if given is not None and not isinstance(given, str):
+            raise ParameterError(f"a sampler or schedule is named by a text, not {given!r}")
     name, implied = _lookup(sampler, SAMPLERS, SAMPLER_ALIASES), None
     if name is None:
         for candidate in SCHEDULES:
@@ -96,6 +99,8 @@ def sigmas(
     """
     _, name = resolve_names("euler", schedule)
     assert name is not None
+    if not isinstance(steps, int):
+        raise ParameterError(f"steps must be a whole number, not {steps!r}")
     levels = _core.NoiseLevels(betas, beta_start, beta_end, train_steps, zero_terminal_snr)
     return _core.Schedule(name, steps, levels, rho, steps_offset).sigmas
 
@@ -132,6 +137,8 @@ def sample(
     """
     name, _ = resolve_names(sampler)
     seeds = [seed] if isinstance(seed, int) else list(seed)
+    if not all(isinstance(s, int) and 0 <= s < 2**64 for s in seeds):
+        raise ParameterError(f"seeds must be whole numbers from 0 to 2**64 - 1, not {seed!r}")
     run = _core.Sampler(
         name, np.asarray(x, np.float32), np.asarray(sigmas, np.float32), seeds, eta, s_noise
     )

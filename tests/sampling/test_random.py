@@ -44,5 +44,5 @@ def test_bad_arguments() -> None:
         sdengine.random.normal([4], 0, kind="dice")
     with pytest.raises(sdengine.ParameterError, match="seed"):
         sdengine.random.normal([4], -1)
-    with pytest.raises(sdengine.ParameterError, match="negative"):
+    with pytest.raises(sdengine.ParameterError, match="non-negative"):
         sdengine.random.normal([-4], 0)

@@ -4,10 +4,10 @@
 constexpr float kMinusInfinity = -__builtin_inff();
 
 // Bytes of packed keys and values, and of queries with their outputs, that share the L2 cache.
-constexpr int64_t kKeyValueBytes = 192 * 1024;
-constexpr int64_t kQueryBytes = 192 * 1024;
+constexpr int64_t kKeyValueBytes = 384 * 1024;
+constexpr int64_t kQueryBytes = 320 * 1024;
 constexpr int64_t kMaxKeyBlock = 512;
-constexpr int64_t kMaxQueryBlock = 384;
+constexpr int64_t kMaxQueryBlock = 768;
 
 struct AttentionPlan {
     int64_t key_block;    // tokens; depends on the operator only, for it fixes the order of sums
@@ -127,7 +127,7 @@ struct AttentionHead {
         }
         const float factor = exp2_of_negative(splat(before - now))[0];
         s.row_max[i] = now;
-        s.row_weight[i] = s.row_weight[i] * factor + static_cast<float>(sum_lanes(total));
+        s.row_weight[i] = s.row_weight[i] * factor + add_lanes(total);
         return factor;
     }
 

@@ -28,7 +28,7 @@ SDE_INLINE Bytes16 bytes_at(const uint8_t* p) {
 template <int Part>
 SDE_INLINE IntVec widen(Bytes16 v) {
 #if SDE_LANES == 16
-    return __builtin_convertvector(v, IntVec);
+    return reinterpret_cast<IntVec>(_mm512_maskz_cvtepu8_epi32(0xffff, reinterpret_cast<__m128i>(v)));
 #elif SDE_LANES == 8
     const __m128i bytes = reinterpret_cast<__m128i>(v);
     return reinterpret_cast<IntVec>(_mm256_cvtepu8_epi32(Part ? _mm_unpackhi_epi64(bytes, bytes) : bytes));

@@ -1,45 +1,20 @@
 // Convolution and linear layers: where the input of a pixel lies.
 
-// Rows of a matrix. Rows whose distance is a multiple of a large power of two fall into the same few cache sets, so
-// those are copied side by side first.
 struct MatrixRows {
     const float* input;
     int64_t row_stride;
-    float* staging = nullptr;  // kTileRows rows of staging_stride floats
-    int64_t staging_stride = 0;
 
-    bool needs_staging() const { return row_stride % 256 == 0; }
-
-    void point(int64_t row, int64_t rows, int64_t channel, int64_t channels, const float** pointers) {
-        for (int64_t i = 0; i < rows; ++i) {
-            const float* from = input + (row + i) * row_stride + channel;
-            if (staging) {
-                float* to = staging + i * staging_stride;
-                std::memcpy(to, from, static_cast<size_t>(channels) * 4);
-                from = to;
-            }
-            pointers[i] = from;
-        }
-    }
-};
-
-struct MatrixScratch {
-    ProductScratch product;
-    MatrixRows& rows;
-
-    void lay_out(Layout& layout) {
-        product.lay_out(layout);
-        rows.staging_stride = round_up(product.plan.slice, 16) + 16;
-        rows.staging = rows.needs_staging() ? layout.take<float>(kTileRows * rows.staging_stride) : nullptr;
+    void point(int64_t row, int64_t rows, int64_t channel, const float** pointers) const {
+        for (int64_t i = 0; i < rows; ++i) pointers[i] = input + (row + i) * row_stride + channel;
     }
 };
 
 void run_matrix_product(const Product& product, const float* input, Team& team) {
-    MatrixRows rows{input, product.channels};
+    const MatrixRows rows{input, product.channels};
     const ProductPlan plan(product, team.size());
-    MatrixScratch scratch{{product, plan, nullptr, nullptr, nullptr, nullptr}, rows};
+    ProductScratch scratch{product, plan, nullptr, nullptr, nullptr, nullptr};
     allocate(scratch);
-    run_product(product, rows, plan, scratch.product, team);
+    run_product(product, rows, plan, scratch, team);
 }
 
 void linear_kernel(const Linear& op, Team& team) {
@@ -85,7 +60,7 @@ struct Windows {
     }
 
     // Where the pixels of `count` windows from number `first` on lie, from `channel` on: pointers[tap * count + i].
-    void point(int64_t first, int64_t count, int64_t channel, int64_t, const float** pointers) const {
+    void point(int64_t first, int64_t count, int64_t channel, const float** pointers) const {
         int64_t x = first % columns;
         int64_t y = first / columns % rows;
         const int64_t image_size = op.height * op.width * op.in_channels;

@@ -29,7 +29,15 @@ struct ShortRows {
 
 struct Bf16Rows : ShortRows {
     SDE_INLINE Vec operator()(int64_t r, int64_t k, int64_t n) const {
-        return from_bits(__builtin_convertvector(bits(r, k, n), IntVec) << 16);
+        const ShortVec b = bits(r, k, n);
+#if SDE_LANES == 16
+        const auto wide = reinterpret_cast<IntVec>(_mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(b)));
+#elif SDE_LANES == 8
+        const auto wide = reinterpret_cast<IntVec>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(b)));
+#else
+        const auto wide = __builtin_convertvector(b, IntVec);
+#endif
+        return from_bits(wide << 16);
     }
 };
 

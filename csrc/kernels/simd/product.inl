@@ -98,7 +98,7 @@ void finish_tile(const Product& p, const float* tile, int64_t width, int64_t pix
 // Runs the product. `source.point(pixel, rows, channel, pointers)` says where the input of `rows` pixels lies from
 // `channel` on, for each tap: pointers[tap * rows + i].
 template <class Source>
-void run_product(const Product& p, Source& source, const ProductPlan& plan, ProductScratch& scratch, Team& team) {
+void run_product(const Product& p, const Source& source, const ProductPlan& plan, ProductScratch& scratch, Team& team) {
     for (int64_t item; (item = team.claim(plan.items())) >= 0;) {
         const int64_t group = item % plan.groups, part = item / plan.groups;
         const int64_t first_panel = part_begin(plan.panels, plan.groups, group);
@@ -116,7 +116,7 @@ void run_product(const Product& p, Source& source, const ProductPlan& plan, Prod
             for (int64_t t = 0; t < tiles; ++t) {
                 const int64_t pixel = begin + part_begin(end - begin, tiles, t);
                 const int64_t rows = begin + part_begin(end - begin, tiles, t + 1) - pixel;
-                source.point(pixel, rows, channel, order.channels, scratch.pointers);
+                source.point(pixel, rows, channel, scratch.pointers);
                 for (int64_t panel = first_panel; panel < last_panel; ++panel) {
                     const int64_t width = p.panel_width(panel);
                     tile_product_for(rows, width)(scratch.pointers, p.taps, order.channels,

@@ -67,14 +67,7 @@ SDE_INLINE double sum_lanes(Vec v) {
     for (int i = 0; i < kLanes; ++i) sum += static_cast<double>(v[i]);
     return sum;
 }
-SDE_INLINE float max_lane(Vec v) {
-    float best = v[0];
-    for (int i = 1; i < kLanes; ++i) best = best > v[i] ? best : v[i];
-    return best;
-}
-
-// Transposes kLanes x kLanes floats in log2(kLanes) rounds: each round writes the first half of the rows interleaved
-// with the second half, which rotates the bits of an element's (row, column) number by one.
+// 0, 1, 2, ... as template arguments, to write lane numbers in terms of.
 template <int... I>
 struct Lanes {};
 template <int N, int... I>
@@ -84,6 +77,28 @@ struct MakeLanes<0, I...> {
     using type = Lanes<I...>;
 };
 
+// The lanes in the order (i + Shift) % kLanes.
+template <int Shift, int... I>
+SDE_INLINE Vec rotate(Vec v, Lanes<I...>) {
+    return __builtin_shufflevector(v, v, ((I + Shift) % kLanes)...);
+}
+
+// Reductions in log2(kLanes) steps.
+template <int Shift = kLanes / 2>
+SDE_INLINE float max_lane(Vec v) {
+    v = max_of(v, rotate<Shift>(v, MakeLanes<kLanes>::type{}));
+    if constexpr (Shift > 1) return max_lane<Shift / 2>(v);
+    return v[0];
+}
+template <int Shift = kLanes / 2>
+SDE_INLINE float add_lanes(Vec v) {
+    v += rotate<Shift>(v, MakeLanes<kLanes>::type{});
+    if constexpr (Shift > 1) return add_lanes<Shift / 2>(v);
+    return v[0];
+}
+
+// Transposes kLanes x kLanes floats in log2(kLanes) rounds: each round writes the first half of the rows interleaved
+// with the second half, which rotates the bits of an element's (row, column) number by one.
 template <int... I>
 SDE_INLINE void interleave(Vec a, Vec b, Vec& low, Vec& high, Lanes<I...>) {
     low = __builtin_shufflevector(a, b, (I / 2 + (I % 2) * kLanes)...);

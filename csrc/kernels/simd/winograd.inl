@@ -169,7 +169,7 @@ struct WinogradItem {
     void load_inputs(int64_t channel, int64_t channels) const {
         const float* pixels[kPoints];
         for (int64_t tile = 0; tile < tiles; ++tile) {
-            s.windows.point(first + tile, 1, channel, channels, pixels);
+            s.windows.point(first + tile, 1, channel, pixels);
             float* to = s.inputs + tile * plan.slice;
             for_vectors(channels, [&](int64_t c, int64_t n) {
                 const auto read = [&](int y, int x) { return read_lanes(pixels[y * 6 + x] + c, n); };

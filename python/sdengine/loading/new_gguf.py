@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,6 +98,8 @@ def _make_room(path: Path, tensors: Sequence[NewTensor]) -> None:
 def new_file(path: Path, nbytes: int) -> Iterator[Path]:
     """A file beside `path` that takes its name when the block ends, and is removed if it fails.
 
+    What the block raises comes out as it is.
+
     Args:
         path: the name that the file will have.
         nbytes: how much will be written; checked against the space on the disk.
@@ -105,38 +107,43 @@ def new_file(path: Path, nbytes: int) -> Iterator[Path]:
     Raises:
         OutputError: the folder is missing or read-only, or the disk is too small.
     """
-    folder = path.absolute().parent
-    part: Path | None = None
+    with output_errors(path):
+        part = _reserve(path, nbytes)
     try:
-        free = shutil.disk_usage(folder).free
-        if free < nbytes:
-            raise OutputError(
-                f"{path}: about {nbytes >> 20} MiB are needed, {folder} has {free >> 20} MiB free."
-                " Make room, or choose a smaller weight type or another disk"
-            )
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=folder)
-        os.close(handle)
-        part = Path(name)
         yield part
-        _flush(part)
-        os.chmod(part, 0o666 & ~_umask())  # mkstemp makes private files
-        os.replace(part, path)
-        part = None
+        with output_errors(path):
+            _flush(part)
+            os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError of the block into an OutputError about `path`."""
+    try:
+        yield
     except OutputError:
         raise
     except OSError as error:
         raise OutputError(f"{path} could not be written: {error}") from error
-    finally:
-        if part is not None:
-            part.unlink(missing_ok=True)
+
+
+def _reserve(path: Path, nbytes: int) -> Path:
+    """An empty file beside `path`, on a disk with room for `nbytes`."""
+    folder = path.absolute().parent
+    free = shutil.disk_usage(folder).free
+    if free < nbytes:
+        raise OutputError(
+            f"{path}: about {nbytes >> 20} MiB are needed, {folder} has {free >> 20} MiB free."
+            " Make room, or choose a smaller weight type or another disk"
+        )
+    part = folder / f".{path.name[:100]}.{secrets.token_hex(4)}.part"
+    # With the usual permissions, unlike what the tempfile module makes.
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return part
 
 
 def _flush(path: Path) -> None:
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -95,6 +95,11 @@ def from_diffusers(config: Mapping[str, Any], family: Family) -> SchedulerSettin
         raise UnsupportedModelError(
             "scheduler_config.json lists trained_betas; only formulas are supported"
         )
+    if name.startswith(("FlowMatch", "EDM")):
+        raise UnsupportedModelError(
+            f"the scheduler is a {name}; {family.title} is sampled over betas, so this folder holds"
+            " another kind of model"
+        )
     prediction = config.get("prediction_type") or settings.prediction
     usual = "leading" if name in _LEADING else "linspace"
     spacing = str(config.get("timestep_spacing") or usual)
