@@ -20,7 +20,7 @@ from demo.checker import Verdict, check
 from demo.shapes import HeldOut, contact_sheet, held_out_captions, read_held_out
 
 STEPS = 20
-GUIDANCE = 4.0
+GUIDANCE = 3.0
 HELD_OUT = Path(__file__).with_name("held_out.json")
 
 Sampler = Callable[[Sequence[HeldOut], int, float], list[Image.Image]]

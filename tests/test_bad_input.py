@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import struct
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -259,3 +262,127 @@ def test_cancel_from_the_callback(pipe: sdengine.Pipeline) -> None:
         pipe.generate(
             "a circle", width=64, height=64, steps=5, callback=lambda event: event.cancel()
         )
+
+
+# ------------------------------------------------------------------------------------ hostile places
+def test_file_shortened_after_loading(single: Path, folder: Path) -> None:
+    pipe = sdengine.load(single, tokenizer=folder / "tokenizer")
+    os.truncate(single, 5000)
+    with pytest.raises(sdengine.FormatError, match="shorter"):
+        pipe.generate("a circle", width=64, height=64, steps=1)
+
+
+def test_file_deleted_after_loading(single: Path, folder: Path) -> None:
+    pipe = sdengine.load(single, tokenizer=folder / "tokenizer")
+    single.unlink()
+    assert pipe.generate("a circle", width=64, height=64, steps=1).images
+
+
+def test_a_forked_child_is_told_to_load_again(folder: Path) -> None:
+    code = f"""
+import os, sys, warnings
+warnings.simplefilter("ignore")
+import sdengine
+pipe = sdengine.load({str(folder)!r}, threads=2)
+pipe.generate("a", width=64, height=64, steps=1)
+child = os.fork()
+if child == 0:
+    try:
+        pipe.generate("a", width=64, height=64, steps=1)
+    except sdengine.DeviceError:
+        os._exit(7)
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 7
+
+
+def test_ctrl_c_stops_a_native_call(folder: Path) -> None:
+    code = f"""
+import numpy, os, signal, sys, threading, time
+import sdengine
+pipe = sdengine.load({str(folder)!r})
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    while True:
+        pipe.decode_latents(numpy.zeros((8, 4, 128, 128), numpy.float32), tile=0)
+except KeyboardInterrupt:
+    sys.exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 9
+
+
+def test_paths_that_are_no_text(single: Path, folder: Path, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe"))
+    odd.mkdir()
+    pipe = sdengine.load(single.rename(odd / "model.safetensors"), tokenizer=folder / "tokenizer")
+    assert pipe.generate("a circle", width=64, height=64, steps=1).images
+
+
+def test_networks_too_deep_to_be_real() -> None:
+    from sdengine import _core
+    from tests.native.test_networks import CLIP
+
+    with pytest.raises(sdengine.WeightsError, match="more than 16384 parameters"):
+        _core.parameters("clip_text", {**CLIP, "layers": 10**9})
+
+
+def test_absurd_numbers_of_threads(folder: Path) -> None:
+    assert sdengine.load(folder, threads=512).generate("a", width=64, height=64, steps=1).images
+    for threads in (-1, 513, "many"):
+        with pytest.raises(sdengine.ParameterError, match="threads"):
+            sdengine.load(folder, threads=threads)  # type: ignore[arg-type]
+
+
+def test_lora_tags_are_not_drawn_as_text(pipe: sdengine.Pipeline) -> None:
+    with pytest.raises(sdengine.ParameterError, match="LoRA"):
+        pipe.generate("a circle <lora:style:0.8>", width=64, height=64, steps=1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"prompt": None},
+        {"prompt": 5},
+        {"negative_prompt": None},
+        {"sampler": 5},
+        {"clip_skip": "2"},
+        {"clip_skip": 0},
+        {"clip_skip": 1.5},
+        {"tile": "8"},
+        {"tile": 10**30},
+        {"latents": "noise"},
+        {"latents": [[1.0]]},
+        {"latents": np.zeros((1, 4, 8, 8), complex)},
+    ],
+)
+def test_arguments_of_the_wrong_type(pipe: sdengine.Pipeline, arguments: dict[str, object]) -> None:
+    with pytest.raises(sdengine.ParameterError):
+        pipe.generate(**{"prompt": "a", "width": 64, "height": 64, "steps": 1, **arguments})  # type: ignore[arg-type]
+
+
+def test_numpy_numbers_are_numbers(pipe: sdengine.Pipeline) -> None:
+    result = pipe.generate(
+        "a",
+        width=np.int64(64),
+        height=64,
+        steps=np.int32(1),
+        seed=np.int64(3),
+        guidance_scale=np.float32(2),
+    )
+    assert result.seeds == [3]
+
+
+def test_convert_onto_a_device(folder: Path) -> None:
+    with pytest.raises(sdengine.ParameterError, match="exists"):
+        sdengine.convert(folder, "/dev/null")
+    assert not Path("/dev/null").is_file()
+
+
+def test_an_error_of_a_convert_callback_comes_out(folder: Path, tmp_path: Path) -> None:
+    def callback(event: object) -> None:
+        raise ConnectionError("mine")
+
+    with pytest.raises(ConnectionError, match="mine"):
+        sdengine.convert(folder, tmp_path / "m.gguf", callback=callback)
+    assert list(tmp_path.iterdir()) == []

@@ -380,11 +380,11 @@ def _texts(name: str, value: str | Sequence[str]) -> list[str]:
 def _latents(name: str, value: Array) -> Array:
     try:
         given = np.asarray(value)
-        array = np.ascontiguousarray(given, np.float32)
-    except (TypeError, ValueError):
-        raise ParameterError(f"{name} must be an array of numbers, not {value!r}") from None
-    if np.iscomplexobj(given):
-        raise ParameterError(f"{name} must hold real numbers")
+    except ValueError as error:  # rows of different lengths
+        raise ParameterError(f"{name} must be an array of numbers: {error}") from None
+    if given.dtype.kind not in "fiu":
+        raise ParameterError(f"{name} must be an array of real numbers, not of {given.dtype}")
+    array = np.ascontiguousarray(given, np.float32)
     if array.ndim != 4 or 0 in array.shape:
         raise ParameterError(f"{name} must have the shape [N, C, h, w], not {list(array.shape)}")
     if not np.isfinite(array).all():

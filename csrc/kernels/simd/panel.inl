@@ -29,7 +29,12 @@ void pack_columns(const Rows& rows, int64_t valid, PanelOrder order, int64_t wid
     for (int64_t k = 0; k < count; k += kLanes) {
         const int64_t n = min_of<int64_t>(kLanes, count - k);
         Vec m[kLanes];
-        for (int64_t r = 0; r < kLanes; ++r) m[r] = r < valid ? rows(r, k, n) : Vec{};
+        if (valid == kLanes && n == kLanes) {
+#pragma GCC unroll 16
+            for (int64_t r = 0; r < kLanes; ++r) m[r] = rows(r, k, kLanes);
+        } else {
+            for (int64_t r = 0; r < kLanes; ++r) m[r] = r < valid ? rows(r, k, n) : Vec{};
+        }
         transpose(m);
         if (order.taps == 1) {
             for (int64_t j = 0; j < n; ++j) store(panel + (k + j) * width, m[j]);
