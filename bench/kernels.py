@@ -202,7 +202,9 @@ def main() -> None:
         "norm and geglu": bench.norms(),
     }
     rows: list[Row] = []
-    print(f"{'operator':16} {'shape':22} {'type':6} {'ms':>9} {'GFLOP/s':>9} {'peak':>6} {'GB/s':>6}")
+    print(
+        f"{'operator':16} {'shape':22} {'type':6} {'ms':>9} {'GFLOP/s':>9} {'peak':>6} {'GB/s':>6}"
+    )
     for name, part in parts.items():
         for row in part if arguments.only in name else ():
             rows.append(row)

@@ -18,13 +18,14 @@ py::array_t<float> vector_to_numpy(const std::vector<float>& values) {
     return to_numpy(values, Shape{static_cast<int64_t>(values.size())});
 }
 
-py::array_t<float> normal(const std::vector<int64_t>& shape, uint64_t seed) {
+py::array_t<float> normal(const std::vector<int64_t>& shape, uint64_t seed,
+                          const std::string& kind) {
     for (int64_t size : shape)
         if (size < 0) throw Error(ErrorKind::Parameter, "a shape has no negative sizes");
     std::vector<float> values(static_cast<size_t>(Shape(shape).elements()));
     {
         const py::gil_scoped_release release;
-        TorchCpuNormal(seed).fill(values);
+        NormalSource({seed}, kind).fill(values);
     }
     return to_numpy(values, Shape(shape));
 }
@@ -33,7 +34,8 @@ py::array_t<float> normal(const std::vector<int64_t>& shape, uint64_t seed) {
 class PythonSampler {
   public:
     PythonSampler(const std::string& name, const FloatArray& x, const FloatArray& sigmas,
-                  const std::vector<uint64_t>& seeds, std::optional<float> eta, float s_noise)
+                  const std::vector<uint64_t>& seeds, std::optional<float> eta, float s_noise,
+                  const std::string& noise, std::optional<NoiseLevels> model)
         : shape_(shape_of(x)) {
         std::vector<float> values(x.data(), x.data() + x.size());
         std::vector<float> levels(sigmas.data(), sigmas.data() + sigmas.size());
@@ -41,8 +43,10 @@ class PythonSampler {
             values.size() % seeds.size() != 0)
             throw Error(ErrorKind::Parameter, "x " + shape_.text() + " cannot be parted into " +
                                                   std::to_string(seeds.size()) + " pictures");
-        sampler_ = make_sampler(name, std::move(values), std::move(levels), NormalSource(seeds),
-                                {eta, s_noise});
+        SamplerOptions options{eta, s_noise};
+        if (model) options.levels = std::make_shared<const NoiseLevels>(std::move(*model));
+        sampler_ = make_sampler(name, std::move(values), std::move(levels),
+                                NormalSource(seeds, noise), std::move(options));
     }
 
     void step(const py::function& denoiser) {
@@ -69,14 +73,14 @@ class PythonSampler {
 }  // namespace
 
 void bind_sampling(py::module_& m) {
-    m.def("normal", normal, py::arg("shape"), py::arg("seed"),
-          "What torch.randn(shape) gives with torch's CPU generator seeded with `seed`, bit for "
-          "bit.");
+    m.def("normal", normal, py::arg("shape"), py::arg("seed"), py::arg("kind") = "torch-cpu",
+          "What torch.randn(shape) gives with torch's CPU or CUDA generator seeded with `seed`.");
     m.def("sampler_names", sampler_names);
     m.def("schedule_names", schedule_names);
 
     py::class_<NormalSource>(m, "NormalSource", "Noise with one generator per picture.")
-        .def(py::init<const std::vector<uint64_t>&>(), py::arg("seeds"))
+        .def(py::init<const std::vector<uint64_t>&, const std::string&>(), py::arg("seeds"),
+             py::arg("kind") = "torch-cpu")
         .def(
             "normal",
             [](NormalSource& source, const std::vector<int64_t>& shape) {
@@ -107,11 +111,11 @@ void bind_sampling(py::module_& m) {
 
     py::class_<Schedule>(m, "Schedule",
                          "The noise levels of a run, with the timesteps that the network is told.")
-        .def(py::init([](const std::string& name, int steps, const NoiseLevels& levels, float rho,
-                         int steps_offset) {
+        .def(py::init([](const std::string& name, int steps, const NoiseLevels& levels,
+                         std::optional<float> rho, int steps_offset) {
                  return make_schedule(name, steps, levels, {rho, steps_offset});
              }),
-             py::arg("name"), py::arg("steps"), py::arg("levels"), py::arg("rho") = 7.0f,
+             py::arg("name"), py::arg("steps"), py::arg("levels"), py::arg("rho") = py::none(),
              py::arg("steps_offset") = 0)
         .def_property_readonly("sigmas",
                                [](const Schedule& s) { return vector_to_numpy(s.sigmas); })
@@ -122,9 +126,11 @@ void bind_sampling(py::module_& m) {
     py::class_<PythonSampler>(m, "Sampler",
                               "A sampler over a Python callable (x, sigma) -> denoised.")
         .def(py::init<const std::string&, const FloatArray&, const FloatArray&,
-                      const std::vector<uint64_t>&, std::optional<float>, float>(),
+                      const std::vector<uint64_t>&, std::optional<float>, float, const std::string&,
+                      std::optional<NoiseLevels>>(),
              py::arg("name"), py::arg("x"), py::arg("sigmas"), py::arg("seeds"),
-             py::arg("eta") = py::none(), py::arg("s_noise") = 1.0f)
+             py::arg("eta") = py::none(), py::arg("s_noise") = 1.0f, py::arg("noise") = "torch-cpu",
+             py::arg("levels") = py::none())
         .def("step", &PythonSampler::step, py::arg("denoiser"))
         .def_property_readonly("x", [](PythonSampler& s) { return s.array(s.get().x()); })
         .def_property_readonly("denoised",

@@ -46,8 +46,9 @@ std::unique_ptr<DenoiseRun> make_run(
         throw Error(ErrorKind::Parameter, "one seed per picture is needed");
     sampling::NormalSource noise(seeds);
     if (!noise_state.empty()) noise.restore(noise_state);
-    auto made = sampling::make_sampler(sampler, start.floats, schedule.sigmas, std::move(noise),
-                                       {eta, 1.0f});
+    auto made =
+        sampling::make_sampler(sampler, start.floats, schedule.sigmas, std::move(noise),
+                               {eta, 1.0f, std::make_shared<const sampling::NoiseLevels>(levels)});
     return std::make_unique<DenoiseRun>(
         std::move(denoiser), std::move(conditions), sampling::Prediction::parse(prediction),
         Guidance{guidance_scale, guidance_rescale}, levels, schedule, start.shape, std::move(made));

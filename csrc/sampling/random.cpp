@@ -170,29 +170,40 @@ void TorchCpuNormal::restore(const std::string& state) {
     second_ = has_second ? std::optional(second) : std::nullopt;
 }
 
-NormalSource::NormalSource(const std::vector<uint64_t>& seeds) {
+NormalSource::NormalSource(const std::vector<uint64_t>& seeds, const std::string& kind) {
     if (seeds.empty()) throw Error(ErrorKind::Parameter, "noise needs at least one seed");
-    for (uint64_t seed : seeds) generators_.emplace_back(seed);
+    if (kind != "torch-cpu" && kind != "torch-cuda")
+        throw Error(ErrorKind::Parameter,
+                    "a kind of noise is torch-cpu or torch-cuda, not '" + kind + "'");
+    for (uint64_t seed : seeds) {
+        if (kind == "torch-cuda")
+            generators_.emplace_back(TorchCudaNormal(seed));
+        else
+            generators_.emplace_back(TorchCpuNormal(seed));
+    }
 }
 
 void NormalSource::fill(std::span<float> out) {
     const size_t size = out.size() / generators_.size();
     for (size_t i = 0; i < generators_.size(); ++i)
-        generators_[i].fill(out.subspan(i * size, size));
+        std::visit([&](auto& generator) { generator.fill(out.subspan(i * size, size)); },
+                   generators_[i]);
 }
 
 std::string NormalSource::save() const {
     std::string state;
-    for (const TorchCpuNormal& generator : generators_) state += generator.save();
+    for (const auto& one : generators_)
+        state += std::visit([](const auto& generator) { return generator.save(); }, one);
     return state;
 }
 
 void NormalSource::restore(const std::string& state) {
-    const size_t size = generators_.empty() ? 0 : generators_[0].save().size();
+    const size_t size = generators_.empty() ? 0 : save().size() / generators_.size();
     if (state.size() != size * generators_.size())
         throw Error(ErrorKind::Format, "a saved random state is for another number of pictures");
     for (size_t i = 0; i < generators_.size(); ++i)
-        generators_[i].restore(state.substr(i * size, size));
+        std::visit([&](auto& generator) { generator.restore(state.substr(i * size, size)); },
+                   generators_[i]);
 }
 
 }  // namespace sde::sampling

@@ -1,4 +1,4 @@
-// Normal noise, equal bit for bit to what torch's CPU generator gives for the same seed.
+// Normal noise, equal to what torch's generators give for the same seed.
 #pragma once
 
 #include <array>
@@ -6,11 +6,15 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <variant>
 #include <vector>
+
+#include "sampling/philox.h"
 
 namespace sde::sampling {
 
-// torch.Generator("cpu").manual_seed(seed) followed by torch.randn(..., generator=g) in float32.
+// torch.Generator("cpu").manual_seed(seed) followed by torch.randn(..., generator=g) in float32,
+// bit for bit.
 class TorchCpuNormal {
   public:
     explicit TorchCpuNormal(uint64_t seed);
@@ -38,7 +42,9 @@ class TorchCpuNormal {
 // One generator per picture, seeded seed, seed + 1, ...: a batch equals single runs.
 class NormalSource {
   public:
-    explicit NormalSource(const std::vector<uint64_t>& seeds);
+    // `kind`: "torch-cpu" or "torch-cuda"; throws Parameter for another one.
+    explicit NormalSource(const std::vector<uint64_t>& seeds,
+                          const std::string& kind = "torch-cpu");
 
     // Fills [N, size] noise, N = number of seeds; out.size() must be a multiple of N.
     void fill(std::span<float> out);
@@ -46,7 +52,7 @@ class NormalSource {
     void restore(const std::string& state);
 
   private:
-    std::vector<TorchCpuNormal> generators_;
+    std::vector<std::variant<TorchCpuNormal, TorchCudaNormal>> generators_;
 };
 
 }  // namespace sde::sampling

@@ -14,7 +14,9 @@ namespace {
 const std::map<std::string, NamedSampler>& samplers() {
     static const auto all = [] {
         std::map<std::string, NamedSampler> table;
-        for (const auto& kin : {euler_kin(), dpm_solver_kin(), multistep_kin()})
+        for (const auto& kin :
+             {euler_kin(), consistency_kin(), dpm_solver_kin(), dpm_solver_sde_kin(),
+              multistep_kin(), unipc_kin(), exponential_kin(), er_sde_kin()})
             for (const NamedSampler& sampler : kin) table.emplace(sampler.name, sampler);
         return table;
     }();
@@ -50,13 +52,15 @@ void Sampler::step(const Denoiser& denoiser) {
     if (done()) throw Error(ErrorKind::Parameter, "the run is finished; there is no step left");
     Values denoised(x_.size());
     evaluate(denoiser, x_, sigma(), denoised);
-    // Samplers with several evaluations per step change x_ after the last one, so a throwing
-    // denoiser leaves it.
+    // Samplers with several evaluations per step change x_ and their history after the last one, so
+    // a throwing denoiser leaves them; noise they may have drawn before.
+    const NormalSource noise = noise_;
     denoised_.swap(denoised);
     try {
         advance(denoiser, sigmas_[index_], sigmas_[index_ + 1]);
     } catch (...) {
         denoised_.swap(denoised);
+        noise_ = noise;
         throw;
     }
     if (!finite(x_))
@@ -75,10 +79,21 @@ void Sampler::evaluate(const Denoiser& denoiser, const Values& x, float sigma,
                                             std::to_string(sigma) + ")");
 }
 
-void Sampler::add_noise(float scale) {
-    Values noise(x_.size());
+void Sampler::add_noise(float scale, Values& to) {
+    Values noise(to.size());
     noise_.fill(noise);
-    for (size_t i = 0; i < x_.size(); ++i) x_[i] += noise[i] * options_.s_noise * scale;
+    for (size_t i = 0; i < to.size(); ++i) to[i] += noise[i] * options_.s_noise * scale;
+}
+
+Sampler::Values Sampler::slope() const {
+    Values slope(x_.size());
+    for (size_t i = 0; i < x_.size(); ++i) slope[i] = (x_[i] - denoised_[i]) / sigma();
+    return slope;
+}
+
+const NoiseLevels& Sampler::levels() const {
+    static const NoiseLevels stable_diffusion("scaled_linear", 0.00085, 0.012, 1000, false);
+    return options_.levels ? *options_.levels : stable_diffusion;
 }
 
 std::string Sampler::save() const {

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "sampling/noise_levels.h"
 #include "sampling/random.h"
 
 namespace sde::sampling {
@@ -19,6 +20,8 @@ using Denoiser =
 struct SamplerOptions {
     std::optional<float> eta;  // noise of ancestral samplers; absent = the sampler's own default
     float s_noise = 1.0f;      // scale of the noise that is added
+    // The model's own levels, for samplers that step over timesteps; absent = Stable Diffusion's.
+    std::shared_ptr<const NoiseLevels> levels = nullptr;
 };
 
 // A run in progress. x = x0 + sigma * noise throughout ("k-space"); see docs/sampling.md.
@@ -52,8 +55,11 @@ class Sampler {
     virtual std::vector<Values*> history() { return {}; }
 
     void evaluate(const Denoiser& denoiser, const Values& x, float sigma, Values& denoised) const;
-    void add_noise(float scale);  // x_ += scale * s_noise * n
+    void add_noise(float scale) { add_noise(scale, x_); }
+    void add_noise(float scale, Values& to);  // to += scale * s_noise * n
+    Values slope() const;                     // dx / dsigma = (x_ - denoised_) / sigma
     float eta(float otherwise) const { return options_.eta.value_or(otherwise); }
+    const NoiseLevels& levels() const;
 
     Values x_, denoised_;
     std::vector<float> sigmas_;

@@ -22,23 +22,40 @@ SCHEDULES: tuple[str, ...] = tuple(_core.schedule_names())
 
 SAMPLER_ALIASES = {
     "euler ancestral": "euler_a",
-    "ddim": "euler",  # without noise DDIM is Euler in sigma (Song et al. 2020; Karras et al. 2022)
-    "dpm 2": "dpm2",
-    "dpmpp 2m": "dpm++2m",
-    "dpmpp 2s a": "dpm++2s_a",
-    "dpmpp 2s ancestral": "dpm++2s_a",
-    "dpm++ 2s": "dpm++2s_a",
     "euler discrete": "euler",
     "euler ancestral discrete": "euler_a",
+    "gradient estimation": "euler_ge",
     "heun discrete": "heun",
-    "kdpm2discrete": "dpm2",
-    "dpmsolvermultistep": "dpm++2m",
+    "dpm 2 ancestral": "dpm2_a",
+    "kdpm2 discrete": "dpm2",
+    "kdpm2 ancestral discrete": "dpm2_a",
+    "dpm++ 2s": "dpm++2s_a",
+    "dpm++ 2s ancestral": "dpm++2s_a",
+    "dpm++ 2m v2": "dpm++2mv2",
+    "dpm solver multistep": "dpm++2m",
+    "dpm solver singlestep": "dpm++2s_a",
+    "dpm solver sde": "dpm++sde",
+    "deis multistep": "deis",
+    "lms discrete": "lms",
     "pndm": "ipndm",
     "plms": "ipndm",
+    "ddim trailing": "ddim",
+    "unipc": "unipc_bh1",
+    "unipc multistep": "unipc_bh2",
 }
-"""Spellings of A1111, ComfyUI, diffusers and stable-diffusion.cpp; compared without case, spaces, ``_`` and ``-``."""
+"""Spellings of A1111, ComfyUI, diffusers, stable-diffusion.cpp and GPUStack that differ in more than case, spaces,
+``_``, ``-``, ``pp`` for ``++``, ``k_`` in front, and ``scheduler`` or ``gpu`` at the end: those are ignored."""
 
-SCHEDULE_ALIASES = {"normal": "discrete", "default": "discrete", "sgm uniform": "sgm_uniform"}
+SCHEDULE_ALIASES = {
+    "normal": "discrete",
+    "default": "discrete",
+    "automatic": "discrete",
+    "uniform": "discrete",
+    "ddim": "ddim_uniform",
+    "align your steps": "ays",
+    "align your steps sdxl": "ays_sdxl",
+    "sd turbo": "turbo",
+}
 
 
 def resolve_names(sampler: str, schedule: str | None = None) -> tuple[str, str | None]:
@@ -52,21 +69,22 @@ def resolve_names(sampler: str, schedule: str | None = None) -> tuple[str, str |
     for given in (sampler, schedule):
         if given is not None and not isinstance(given, str):
             raise ParameterError(f"a sampler or schedule is named by a text, not {given!r}")
-    name, implied = _lookup(sampler, SAMPLERS, SAMPLER_ALIASES), None
+    samplers = _spellings(SAMPLERS, SAMPLER_ALIASES)
+    schedules = _spellings(SCHEDULES, SCHEDULE_ALIASES)
+    name, implied = samplers.get(_folded(sampler)), None
     if name is None:
-        for candidate in SCHEDULES:
-            stem = re.sub(rf"[\s_]*{candidate}$", "", sampler, flags=re.IGNORECASE)
-            if stem != sampler and (name := _lookup(stem, SAMPLERS, SAMPLER_ALIASES)):
-                implied = candidate
+        # The longest first: "polyexponential" ends in "exponential" too.
+        for ending in sorted(schedules, key=len, reverse=True):
+            if found := samplers.get(_folded(sampler).removesuffix(ending)):
+                name, implied = found, schedules[ending]
                 break
     if name is None:
         raise ParameterError(f"there is no sampler {sampler!r}; known are {', '.join(SAMPLERS)}")
     if schedule is None:
         return name, implied
-    found = _lookup(schedule, SCHEDULES, SCHEDULE_ALIASES)
-    if found is None:
+    if _folded(schedule) not in schedules:
         raise ParameterError(f"there is no schedule {schedule!r}; known are {', '.join(SCHEDULES)}")
-    return name, found
+    return name, schedules[_folded(schedule)]
 
 
 def sigmas(
@@ -78,20 +96,24 @@ def sigmas(
     beta_end: float = 0.012,
     train_steps: int = 1000,
     zero_terminal_snr: bool = False,
-    rho: float = 7.0,
+    rho: float | None = None,
     steps_offset: int = 0,
 ) -> Array:
     """The noise levels of a schedule, falling, with a final 0: ``steps + 1`` values, float32.
 
+    ``beta`` and ``smoothstep`` give fewer where steps fall on the same timestep, ``ddim_uniform`` one more where
+    `steps` does not divide `train_steps`.
+
     Args:
-        schedule: one of :data:`SCHEDULES`; ``leading``, ``linspace`` and ``trailing`` are diffusers' timestep spacings.
-        steps: 1 to `train_steps`.
+        schedule: one of :data:`SCHEDULES`; ``leading``, ``linspace`` and ``trailing`` are diffusers' timestep spacings;
+            ``ays`` and ``gits`` are for Stable Diffusion's levels.
+        steps: 1 to `train_steps`; at most 50 for ``lcm`` and 10 for ``turbo``, at least 2 for ``gits``.
         betas: ``scaled_linear``, ``linear`` or ``squaredcos_cap_v2``; the defaults are Stable Diffusion's.
         beta_start: first beta.
         beta_end: last beta.
         train_steps: timesteps that the model was trained with.
         zero_terminal_snr: rescale so that the last timestep is pure noise (Lin et al. 2023).
-        rho: exponent of ``karras``.
+        rho: exponent of ``karras`` (None is 7) and ``polyexponential`` (None is 1): 1 to 100.
         steps_offset: of ``leading``.
 
     Raises:
@@ -114,6 +136,7 @@ def sample(
     *,
     eta: float | None = None,
     s_noise: float = 1.0,
+    noise: str = "torch-cpu",
     callback: Callable[[int, Array, Array], None] | None = None,
 ) -> Array:
     """Run a sampler over a Python function.
@@ -126,6 +149,7 @@ def sample(
         seed: of the noise that ancestral samplers add; a list gives one per entry of x's first axis.
         eta: how much of that noise; None is the sampler's own default, 0 none.
         s_noise: scale of that noise.
+        noise: its kind, see :func:`sdengine.random.normal`.
         callback: called after each step with (steps done, x, denoised).
 
     Returns:
@@ -140,7 +164,7 @@ def sample(
     if not all(isinstance(s, int) and 0 <= s < 2**64 for s in seeds):
         raise ParameterError(f"seeds must be whole numbers from 0 to 2**64 - 1, not {seed!r}")
     run = _core.Sampler(
-        name, np.asarray(x, np.float32), np.asarray(sigmas, np.float32), seeds, eta, s_noise
+        name, np.asarray(x, np.float32), np.asarray(sigmas, np.float32), seeds, eta, s_noise, noise
     )
     while not run.done:
         run.step(denoiser)
@@ -149,13 +173,12 @@ def sample(
     return run.x
 
 
-def _lookup(name: str, known: Sequence[str], aliases: dict[str, str]) -> str | None:
-    def folded(text: str) -> str:
-        text = text.lower().removesuffix("scheduler").removeprefix("k_")
-        return re.sub(r"[\s_-]", "", text)
+def _folded(name: str) -> str:
+    """A name without what its spellings differ in."""
+    text = name.lower().removeprefix("k_").removesuffix("_gpu").removesuffix("scheduler")
+    return re.sub(r"[\s_()-]", "", text).replace("++", "pp")
 
-    wanted = folded(name)
-    for candidate in known:
-        if folded(candidate) == wanted:
-            return candidate
-    return next((target for alias, target in aliases.items() if folded(alias) == wanted), None)
+
+def _spellings(names: Sequence[str], aliases: dict[str, str]) -> dict[str, str]:
+    """Folded spelling -> name, the names themselves among them."""
+    return {_folded(key): name for key, name in [*aliases.items(), *((n, n) for n in names)]}

@@ -72,7 +72,11 @@ def test_every_sampler(sampler: str) -> None:
     assert accuracy(demo_pipeline(), 10, sampler=sampler) >= 0.7
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+# Not for the demo model's noise levels, or not for 20 steps.
+OTHER_MODELS = {"ays", "ays_sdxl", "gits", "turbo"}
+
+
+@pytest.mark.parametrize("schedule", [s for s in SCHEDULES if s not in OTHER_MODELS])
 def test_every_schedule(schedule: str) -> None:
     assert accuracy(demo_pipeline(), 10, schedule=schedule, sampler="dpm++2m") >= 0.7
 

@@ -38,3 +38,23 @@ def test_names() -> None:
 def test_threads() -> None:
     with pytest.raises(ParameterError, match="at least 1"):
         kernels.conv2d(IMAGE, WEIGHT, "f32", 5, threads=0)
+
+
+def test_nothing_to_do(isa: str) -> None:
+    """Empty batches and rows pass through."""
+    for method in ("direct", "winograd"):
+        y = kernels.conv2d(IMAGE[:0], WEIGHT, "f32", 5, threads=2, isa=isa, method=method)
+        assert y.shape == (0, 4, 4, 5)
+    matrix = np.zeros((3, 8), np.float32)
+    assert kernels.linear(matrix[:0], matrix, "f32", 3, threads=2, isa=isa).shape == (0, 3)
+    assert kernels.layer_norm(matrix[:0], threads=2, isa=isa).shape == (0, 8)
+    assert kernels.geglu(matrix[:0], threads=2, isa=isa).shape == (0, 4)
+    ones = np.ones(8, np.float32)
+    image = np.zeros((0, 3, 8), np.float32)
+    y = kernels.group_norm(image, groups=2, gamma=ones, beta=ones, threads=2, isa=isa)
+    assert y.shape == (0, 3, 8)
+    options = {"heads": 2, "kv_heads": 2, "scale": 1.0, "threads": 2, "isa": isa}
+    assert kernels.attention(image, image, image, **options).shape == (0, 3, 8)
+    tokens = np.ones((1, 3, 8), np.float32)
+    assert kernels.attention(tokens[:, :0], tokens, tokens, **options).shape == (1, 0, 8)
+    assert not kernels.attention(tokens, tokens[:, :0], tokens[:, :0], **options).any()

@@ -10,7 +10,13 @@ import pytest
 
 from sdengine.errors import UnsupportedModelError, WeightsError
 from sdengine.families import SD1
-from sdengine.loading.scheduler import SAMPLERS, SPACINGS, SchedulerSettings, from_diffusers
+from sdengine.loading.scheduler import (
+    SAMPLERS,
+    SPACINGS,
+    VARIANTS,
+    SchedulerSettings,
+    from_diffusers,
+)
 
 PNDM = {
     "_class_name": "PNDMScheduler",
@@ -66,7 +72,24 @@ def test_every_class_exists_and_its_default_spacing_is_known(name: str) -> None:
         ({"use_karras_sigmas": True}, "ipndm", "karras"),
         ({"use_exponential_sigmas": True}, "ipndm", "exponential"),
         ({"_class_name": "DPMSolverMultistepScheduler"}, "dpm++2m", "linspace"),
-        ({"_class_name": "LCMScheduler"}, "lcm", "trailing"),
+        ({"use_beta_sigmas": True}, "ipndm", "beta"),
+        ({"_class_name": "LCMScheduler"}, "lcm", "lcm"),
+        ({"_class_name": "TCDScheduler"}, "tcd", "lcm"),
+        ({"_class_name": "DDIMScheduler"}, "ddim", "leading"),
+        ({"_class_name": "UniPCMultistepScheduler"}, "unipc_bh2", "linspace"),
+        (
+            {"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"},
+            "unipc_bh1",
+            "linspace",
+        ),
+        (
+            {
+                "_class_name": "DPMSolverMultistepScheduler",
+                "algorithm_type": "sde-dpmsolver++",
+            },
+            "dpm++2m_sde",
+            "linspace",
+        ),
         ({"_class_name": "SomeNewScheduler"}, None, "linspace"),
     ],
 )
@@ -113,7 +136,7 @@ def test_every_name_is_one_that_the_samplers_know() -> None:
     from sdengine import sampling
 
     defaults = [SD1.defaults.__dict__, *(variant.defaults for variant in SD1.variants)]
-    assert set(SAMPLERS.values()) <= set(sampling.SAMPLERS)
-    assert {*SPACINGS, "karras", "exponential"} <= set(sampling.SCHEDULES)
+    assert {*SAMPLERS.values(), *VARIANTS.values()} <= set(sampling.SAMPLERS)
+    assert {*SPACINGS, "karras", "exponential", "beta", "lcm"} <= set(sampling.SCHEDULES)
     assert {d["sampler"] for d in defaults if "sampler" in d} <= set(sampling.SAMPLERS)
     assert {d["schedule"] for d in defaults if "schedule" in d} <= set(sampling.SCHEDULES)

@@ -50,6 +50,11 @@ K_SAMPLERS = {
     "dpm2_a": "sample_dpm_2_ancestral",
     "dpm++2m": "sample_dpmpp_2m",
     "dpm++2s_a": "sample_dpmpp_2s_ancestral",
+    "dpm++sde": "sample_dpmpp_sde",
+    "dpm++2m_sde": "sample_dpmpp_2m_sde",
+    "dpm++2m_sde_heun": "sample_dpmpp_2m_sde",
+    "dpm++3m_sde": "sample_dpmpp_3m_sde",
+    "lms": "sample_lms",
 }
 
 
@@ -61,8 +66,10 @@ def test_equals_k_diffusion(k_diffusion: ModuleType, name: str, schedule: str, s
     x = start(levels)
     generator = torch.Generator().manual_seed(77)
     options: dict[str, object] = {"disable": True}
-    if name.endswith("_a"):
+    if name.endswith("_a") or "sde" in name:
         options["noise_sampler"] = lambda *_: torch.randn(x.shape, generator=generator)
+    if name == "dpm++2m_sde_heun":
+        options["solver_type"] = "heun"
     function = getattr(k_diffusion, K_SAMPLERS[name])
     expected = function(torch_mixture, torch.tensor(x), torch.tensor(levels), **options).numpy()
     assert relative(sample(mixture, x, levels, name, seed=77), expected) <= 1e-5
@@ -104,7 +111,18 @@ def test_ipndm_and_lcm_equal_their_papers(steps: int) -> None:
 
 
 # Order of convergence on Gaussian data, where x(sigma) = x(sigma_max) sqrt((1 + sigma^2) / (1 + sigma_max^2)).
-ORDERS = {"euler": 1, "heun": 2, "dpm2": 2, "dpm++2m": 2}
+ORDERS = {
+    "euler": 1,
+    "heun": 2,
+    "dpm2": 2,
+    "dpm++2m": 2,
+    "deis": 2,
+    "res_multistep": 2,
+    "res_2s": 2,
+    "unipc_bh1": 2,
+    "unipc_bh2": 2,
+    "lms": 3,
+}
 
 
 @pytest.mark.parametrize("name", sorted(ORDERS))
@@ -122,13 +140,14 @@ def test_order_of_convergence(name: str) -> None:
     assert (slopes > ORDERS[name] - 0.25).all(), errors
 
 
+@pytest.mark.parametrize("noise", sdengine.random.KINDS)
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_save_and_restore_are_bit_identical(name: str) -> None:
+def test_save_and_restore_are_bit_identical(name: str, noise: str) -> None:
     levels = sigmas("karras", 9)
     x = start(levels)
 
     def fresh() -> _core.Sampler:
-        return _core.Sampler(name, x, levels, [3])
+        return _core.Sampler(name, x, levels, [3], noise=noise)
 
     straight, interrupted = fresh(), fresh()
     while not straight.done:
@@ -193,6 +212,16 @@ def test_an_exception_leaves_the_state_as_it_was() -> None:
         with pytest.raises(KeyError, match="mine"):
             run.step(broken)
         assert run.save() == before, name
+
+
+@pytest.mark.parametrize("name", ["heun", "dpm2", "dpm2_a", "dpm++2s_a", "dpm++sde", "res_2s"])
+def test_a_failing_second_evaluation_leaves_the_state_too(name: str) -> None:
+    levels = sigmas("karras", 5)
+    run = _core.Sampler(name, start(levels), levels, [0])
+    before = run.save()
+    with pytest.raises(sdengine.NumericError, match="step 1 of 5"):
+        run.step(failing_at(2, float("nan")))
+    assert run.save() == before
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import ModuleType
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import EulerDiscreteScheduler, LCMScheduler
 
 import sdengine
 from sdengine import _core
-from sdengine.sampling import SCHEDULES, resolve_names, sigmas
+from sdengine.sampling import SCHEDULES, sigmas
 
 TABLE = {"beta_start": 0.00085, "beta_end": 0.012}
 STEPS = [1, 2, 4, 7, 20, 50, 999]
@@ -91,12 +93,127 @@ def test_timestep_schedules_equal_their_closed_forms(steps: int) -> None:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_falls_to_zero(name: str) -> None:
-    for steps in (1, 2, 3, 30):
+    for steps in (1, 2, 3, 10, 30):
+        if (name, steps) in (("gits", 1), ("turbo", 30)):  # not defined
+            continue
         values = sigmas(name, steps)
         assert values.dtype == np.float32
-        assert len(values) == steps + 1
+        # 1000 is not divisible by 30, and ddim_uniform takes an entry more.
+        assert len(values) == steps + (2 if (name, steps) == ("ddim_uniform", 30) else 1)
         assert values[-1] == 0
         assert (np.diff(values) < 0).all()
+
+
+@pytest.mark.parametrize("rho", [None, 2.0, 3.0])
+def test_polyexponential_equals_k_diffusion(k_diffusion: ModuleType, rho: float | None) -> None:
+    table = levels()
+    expected = k_diffusion.get_sigmas_polyexponential(
+        12, table.sigma_min, table.sigma_max, rho=1.0 if rho is None else rho
+    )
+    close(sigmas("polyexponential", 12, rho=rho), expected.numpy(), 2e-6)
+
+
+def table_at(timesteps: Iterable[float]) -> np.ndarray:
+    """The model's sigmas of whole timesteps, repeated ones once, and the final 0."""
+    table = np.array(list(levels()))
+    return np.append(table[list(dict.fromkeys(int(t) for t in timesteps))], 0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 30, 200])
+def test_schedules_over_table_entries(steps: int) -> None:
+    u = 1 - np.arange(steps) / steps
+    close(sigmas("beta", steps), table_at(np.rint(scipy.stats.beta.ppf(u, 0.6, 0.6) * 999)))
+    close(sigmas("smoothstep", steps), table_at(np.floor((3 * u**2 - 2 * u**3) * 999 + 0.5)))
+    close(sigmas("ddim_uniform", steps), table_at(reversed(range(1, 1000, 1000 // steps))))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 7, 8])
+def test_lcm_equals_diffusers(steps: int) -> None:
+    scheduler = LCMScheduler(**TABLE, beta_schedule="scaled_linear")
+    scheduler.set_timesteps(steps)
+    expected = scheduler.timesteps.tolist()
+    close(_core.Schedule("lcm", steps, levels()).timesteps, expected)
+    close(sigmas("lcm", steps), table_at(expected))
+
+
+def test_turbo_takes_the_first_of_ten_timesteps() -> None:
+    close(sigmas("turbo", 1), table_at([999]))
+    close(sigmas("turbo", 4), table_at([999, 899, 799, 699]))
+    close(sigmas("turbo", 10), table_at(range(999, 0, -100)))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 30])
+def test_sigma_schedules_equal_their_closed_forms(steps: int) -> None:
+    low, high = levels().sigma_min, levels().sigma_max
+    expected = np.tan(np.linspace(np.arctan(high), np.arctan(low), steps))
+    close(sigmas("kl_optimal", steps), np.append(expected, 0), 2e-6)
+
+    linear = steps // 2
+    rest = steps - linear
+    values = [i * 0.025 / linear for i in range(linear)]
+    if steps == 1:
+        values = [0.0]
+    else:
+        gap = linear - 0.025 * steps
+        a, b = gap / (linear * rest**2), 0.025 / linear - 2 * gap / rest**2
+        values += [a * i**2 + b * i + a * linear**2 for i in range(linear, steps)]
+    close(sigmas("linear_quadratic", steps), np.append((1 - np.array(values)) * high, 0), 2e-6)
+
+
+def test_bong_tangent_equals_its_closed_form() -> None:
+    low, high = levels().sigma_min, levels().sigma_max
+
+    def stage(count: int, slope: float, pivot: int, start: float, end: float) -> np.ndarray:
+        curve = np.arctan(-slope * (np.arange(count) - pivot)) / np.pi + 0.5
+        return (curve - curve[-1]) / (curve[0] - curve[-1]) * (start - end) + end
+
+    for steps in (3, 8, 20, 50):
+        points = steps + 2
+        first = int(points * 0.6)
+        slope, middle = 0.2 / (points / 40), (low + high) / 2
+        expected = np.concatenate(
+            [
+                stage(first, slope, first, high, middle)[:-1],
+                stage(points - first, slope, 0, middle, low)[:-1],
+                [0],
+            ]
+        )
+        close(sigmas("bong_tangent", steps), expected, 3e-6)
+    close(sigmas("bong_tangent", 1), np.array([high, 0]))
+
+
+# As ComfyUI's nodes_align_your_steps.py and nodes_gits.py have them.
+AYS = [14.6146412293, 6.4745760956, 3.8636745985, 2.6946151520, 1.8841921177, 1.3943805092]
+AYS += [0.9642583904, 0.6523686016, 0.3977456272, 0.1515232662, 0.0291671582]
+GITS_4 = [14.61464119, 2.36326075, 0.92192322, 0.36617002]
+
+
+def test_published_tables() -> None:
+    close(sigmas("ays", 10), np.append(AYS[:-1], 0))
+    # diffusers publishes the timesteps of the same tables, rounded.
+    for name, expected in (
+        ("ays", [999, 850, 736, 645, 545, 455, 343, 233, 124, 24]),
+        ("ays_sdxl", [999, 845, 730, 587, 443, 310, 193, 116, 53, 13]),
+    ):
+        found = _core.Schedule(name, 10, levels()).timesteps
+        assert np.abs(found - expected).max() <= 1, name
+    close(sigmas("gits", 4), np.append(GITS_4, 0))
+    for name, steps in (("ays", 27), ("gits", 41)):
+        base = sigmas(name, 10 if name == "ays" else 20).astype(float)
+        base[-1] = 0.0291671582 if name == "ays" else 0.02916753
+        at = np.linspace(0, len(base) - 1, steps + 1)[:-1]
+        expected_sigmas = np.exp(np.interp(at, np.arange(len(base)), np.log(base)))
+        close(sigmas(name, steps), np.append(expected_sigmas, 0), 2e-6)
+
+
+def test_tables_are_for_stable_diffusion() -> None:
+    for name in ("ays", "gits"):
+        with pytest.raises(sdengine.ParameterError, match=r"14\.6146.*choose another"):
+            sigmas(name, 10, beta_end=0.02)
+    with pytest.raises(sdengine.ParameterError, match="at least 2"):
+        sigmas("gits", 1)
+    with pytest.raises(sdengine.ParameterError, match="at most 10"):
+        sigmas("turbo", 11)
 
 
 def test_timestep_and_sigma_are_inverse() -> None:
@@ -117,26 +234,11 @@ def test_bad_arguments() -> None:
         sigmas("karras", 4, betas="round")
     with pytest.raises(sdengine.ParameterError, match="0 < start <= end < 1"):
         sigmas("karras", 4, beta_start=0.5, beta_end=0.1)
+    for rho in (0.0, 0.5, 101.0, float("nan")):
+        with pytest.raises(sdengine.ParameterError, match="rho must be 1 to 100"):
+            sigmas("karras", 4, rho=rho)
     with pytest.raises(sdengine.ParameterError, match="timestep"):
         sigmas("leading", 1000, steps_offset=1)
-
-
-@pytest.mark.parametrize(
-    ("spelling", "expected"),
-    [
-        ("euler", ("euler", None)),
-        ("Euler a", ("euler_a", None)),
-        ("k_euler_ancestral", ("euler_a", None)),
-        ("EulerAncestralDiscreteScheduler", ("euler_a", None)),
-        ("DPM++ 2M Karras", ("dpm++2m", "karras")),
-        ("dpmpp_2m", ("dpm++2m", None)),
-        ("dpm++2m", ("dpm++2m", None)),
-        ("DPMSolverMultistepScheduler", ("dpm++2m", None)),
-        ("dpmpp_2s_ancestral", ("dpm++2s_a", None)),
-    ],
-)
-def test_spellings(spelling: str, expected: tuple[str, str | None]) -> None:
-    assert resolve_names(spelling) == expected
 
 
 def test_torch_is_not_needed_at_run_time() -> None:

@@ -1,5 +1,6 @@
-// Attention by blocks of queries and keys with a running maximum and sum (Milakov and Gimelshein, arXiv 1805.02867;
-// Dao et al., arXiv 2205.14135). Scores are kept in units of log2(e), so that the weights are powers of two.
+// Attention by blocks of queries and keys with a running maximum and sum (Milakov and Gimelshein,
+// arXiv 1805.02867; Dao et al., arXiv 2205.14135). Scores are kept in units of log2(e), so that the
+// weights are powers of two.
 
 constexpr float kMinusInfinity = -__builtin_inff();
 
@@ -13,18 +14,19 @@ struct AttentionPlan {
     int64_t key_block;    // tokens; depends on the operator only, for it fixes the order of sums
     int64_t query_block;  // tokens
     int64_t query_blocks;
-    int64_t width;        // head_dim rounded up to whole vectors
+    int64_t width;  // head_dim rounded up to whole vectors
     int64_t score_stride;
     int64_t items;
 
     AttentionPlan(const Attention& op, int threads) {
         width = round_up(op.head_dim, kLanes);
         const int64_t keys = kKeyValueBytes / (2 * 4 * width) / kPanelWidth * kPanelWidth;
-        key_block = min_of(max_of<int64_t>(kPanelWidth, min_of(keys, kMaxKeyBlock)), round_up(op.kv_len, kPanelWidth));
+        key_block = min_of(max_of<int64_t>(kPanelWidth, min_of(keys, kMaxKeyBlock)),
+                           round_up(op.kv_len, kPanelWidth));
         score_stride = key_block + 16;
         const int64_t queries = kQueryBytes / (2 * 4 * width) / kTileRows * kTileRows;
         const int64_t heads = op.batch * op.heads;
-        const int64_t wanted = ceil_div(threads * kItemsPerThread, heads);
+        const int64_t wanted = ceil_div(threads * kItemsPerThread, max_of<int64_t>(1, heads));
         const int64_t share = round_up(ceil_div(op.q_len, wanted), kTileRows);
         const int64_t least = 8 * kTileRows;
         query_block = min_of(max_of(least, min_of(queries, kMaxQueryBlock)), max_of(least, share));
@@ -35,14 +37,14 @@ struct AttentionPlan {
 
 struct AttentionScratch {
     const AttentionPlan& plan;
-    float* queries;     // [query_block][width], scaled
-    float* sums;        // [query_block][width]: weighted values so far
-    float* row_max;     // [query_block]
-    float* row_weight;  // [query_block]: sum of weights so far
-    float* keys;        // panels [width][kPanelWidth]
-    float* values;      // panels [key_block][kPanelWidth]
-    float* scores;      // [kTileRows][score_stride]
-    float* tile;
+    float* queries = nullptr;     // [query_block][width], scaled
+    float* sums = nullptr;        // [query_block][width]: weighted values so far
+    float* row_max = nullptr;     // [query_block]
+    float* row_weight = nullptr;  // [query_block]: sum of weights so far
+    float* keys = nullptr;        // panels [head_dim][kPanelWidth]
+    float* values = nullptr;      // panels [key_block][kPanelWidth]
+    float* scores = nullptr;      // [kTileRows][score_stride]
+    float* tile = nullptr;
 
     void lay_out(Layout& layout) {
         queries = layout.take<float>(plan.query_block * plan.width);
@@ -67,7 +69,8 @@ struct AttentionHead {
     void load_queries(const float* q) const {
         for (int64_t i = 0; i < queries; ++i) {
             const float* from = q + (query + i) * op.q_token_stride;
-            for (int64_t d = 0; d < op.head_dim; ++d) s.queries[i * plan.width + d] = from[d] * (op.scale * kLog2E);
+            for (int64_t d = 0; d < op.head_dim; ++d)
+                s.queries[i * plan.width + d] = from[d] * (op.scale * kLog2E);
             s.row_max[i] = kMinusInfinity;
             s.row_weight[i] = 0;
         }
@@ -78,9 +81,11 @@ struct AttentionHead {
         for (int64_t c = 0; c < keys; c += kPanelWidth) {
             const int64_t width = min_of<int64_t>(kPanelWidth, round_up(keys - c, kLanes));
             for (int64_t column = 0; column < width; column += kLanes) {
-                const char* from = reinterpret_cast<const char*>(k + (key + c + column) * op.k_token_stride);
-                pack_columns(FloatRows{from, op.k_token_stride * 4}, min_of<int64_t>(kLanes, keys - c - column),
-                             {1, op.head_dim}, width, s.keys + c * op.head_dim + column);
+                const char* from =
+                    reinterpret_cast<const char*>(k + (key + c + column) * op.k_token_stride);
+                pack_columns(FloatRows{from, op.k_token_stride * 4},
+                             min_of<int64_t>(kLanes, keys - c - column), {1, op.head_dim}, width,
+                             s.keys + c * op.head_dim + column);
             }
         }
     }
@@ -91,8 +96,9 @@ struct AttentionHead {
             for (int64_t d = 0; d < op.head_dim; d += kPanelWidth) {
                 const int64_t width = min_of<int64_t>(kPanelWidth, plan.width - d);
                 float* to = s.values + d * plan.key_block + i * width;
-                for_vectors(min_of(width, op.head_dim - d),
-                            [&](int64_t c, int64_t n) { store(to + c, read_lanes(from + d + c, n)); });
+                for_vectors(min_of(width, op.head_dim - d), [&](int64_t c, int64_t n) {
+                    store(to + c, read_lanes(from + d + c, n));
+                });
             }
         }
     }
@@ -102,7 +108,8 @@ struct AttentionHead {
         return op.causal ? max_of<int64_t>(0, min_of(keys, row + 1 - key)) : keys;
     }
 
-    // Turns a row of scores into weights relative to its new maximum; returns the factor for what was summed before.
+    // Turns a row of scores into weights relative to its new maximum; returns the factor for what
+    // was summed before.
     float weigh(float* scores, int64_t i, int64_t key, int64_t keys) const {
         const int64_t row = query + i;
         const int64_t seen = visible(row, key, keys);
@@ -138,8 +145,8 @@ struct AttentionHead {
         for (int64_t r = 0; r < rows; ++r) pointers[r] = s.queries + (i + r) * plan.width;
         for (int64_t c = 0; c < keys; c += kPanelWidth) {
             const int64_t width = min_of<int64_t>(kPanelWidth, round_up(keys - c, kLanes));
-            tile_product_for(rows, width)(pointers, 1, op.head_dim, s.keys + c * op.head_dim, s.scores + c,
-                                          plan.score_stride, false);
+            tile_product_for(rows, width)(pointers, 1, op.head_dim, s.keys + c * op.head_dim,
+                                          s.scores + c, plan.score_stride, false);
         }
         for (int64_t r = 0; r < rows; ++r) {
             float* scores = s.scores + r * plan.score_stride;
@@ -149,7 +156,8 @@ struct AttentionHead {
         const int64_t seen = visible(query + i + rows - 1, key, keys);
         for (int64_t d = 0; d < op.head_dim; d += kPanelWidth) {
             const int64_t width = min_of<int64_t>(kPanelWidth, plan.width - d);
-            tile_product_for(rows, width)(pointers, 1, seen, s.values + d * plan.key_block, s.tile, width, false);
+            tile_product_for(rows, width)(pointers, 1, seen, s.values + d * plan.key_block, s.tile,
+                                          width, false);
             for (int64_t r = 0; r < rows; ++r) {
                 float* sums = s.sums + (i + r) * plan.width + d;
                 for (int64_t c = 0; c < width; c += kLanes)
@@ -170,7 +178,7 @@ struct AttentionHead {
 
 void attention_kernel(const Attention& op, Team& team) {
     const AttentionPlan plan(op, team.size());
-    AttentionScratch scratch{plan, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    AttentionScratch scratch{plan};
     allocate(scratch);
     for (int64_t item; (item = team.claim(plan.items)) >= 0;) {
         const int64_t block = item % plan.query_blocks, head = item / plan.query_blocks % op.heads;
@@ -178,7 +186,8 @@ void attention_kernel(const Attention& op, Team& team) {
         const int64_t kv_head = head / (op.heads / op.kv_heads);
         const int64_t query = block * plan.query_block;
         const int64_t queries = min_of(plan.query_block, op.q_len - query);
-        const float* mask = op.mask ? op.mask + (op.mask_batch == 1 ? 0 : batch) * op.q_len * op.kv_len : nullptr;
+        const float* mask =
+            op.mask ? op.mask + (op.mask_batch == 1 ? 0 : batch) * op.q_len * op.kv_len : nullptr;
         const AttentionHead part{op,
                                  plan,
                                  scratch,
@@ -197,7 +206,8 @@ void attention_kernel(const Attention& op, Team& team) {
             for (int64_t t = 0; t < tiles; ++t) {
                 const int64_t first = part_begin(queries, tiles, t);
                 const int64_t rows = part_begin(queries, tiles, t + 1) - first;
-                if (part.visible(query + first + rows - 1, key, keys) > 0) part.visit(first, rows, key, keys);
+                if (part.visible(query + first + rows - 1, key, keys) > 0)
+                    part.visit(first, rows, key, keys);
             }
         }
         part.write(op.output + batch * op.output_batch_stride + head * op.head_dim);

@@ -12,24 +12,28 @@ struct MatrixRows {
 void run_matrix_product(const Product& product, const float* input, Team& team) {
     const MatrixRows rows{input, product.channels};
     const ProductPlan plan(product, team.size());
-    ProductScratch scratch{product, plan, nullptr, nullptr, nullptr, nullptr};
+    ProductScratch scratch{product, plan};
     allocate(scratch);
-    run_product(product, rows, plan, scratch, team);
+    run_product(product, rows, scratch, team);
 }
 
 void linear_kernel(const Linear& op, Team& team) {
-    const int64_t rows_per_batch = op.rows_per_batch > 0 ? op.rows_per_batch : max_of<int64_t>(op.rows, 1);
-    run_matrix_product({op.weight, op.epilogue, op.output, op.rows, rows_per_batch, op.in_features, 1}, op.input, team);
+    const int64_t rows_per_batch =
+        op.rows_per_batch > 0 ? op.rows_per_batch : max_of<int64_t>(op.rows, 1);
+    run_matrix_product(
+        {op.weight, op.epilogue, op.output, op.rows, rows_per_batch, op.in_features, 1}, op.input,
+        team);
 }
 
-// What a window of kernel_h x kernel_w input pixels shows at each of its positions. Padding, stride, enlargement and
-// wrapping around are all in the two tables.
+// What a window of kernel_h x kernel_w input pixels shows at each of its positions. Padding,
+// stride, enlargement and wrapping around are all in the two tables.
 struct Windows {
     const Conv2d& op;
     int64_t kernel_h, kernel_w, step;  // size of the window, distance of its positions
     int64_t rows, columns;             // positions in an image
-    int64_t* row_offsets = nullptr;     // [rows][kernel_h]: offset of the input row in its image, or kOutside
-    int64_t* column_offsets = nullptr;  // [columns][kernel_w]: offset in an input row, or kOutside
+    // Of an input row in its image, of a pixel in its row, or kOutside.
+    int64_t* row_offsets = nullptr;     // [rows][kernel_h]
+    int64_t* column_offsets = nullptr;  // [columns][kernel_w]
     float* zeros = nullptr;             // in_channels zeros
 
     static constexpr int64_t kOutside = -1;
@@ -41,25 +45,29 @@ struct Windows {
     }
 
     void prepare() {
-        fill_axis(row_offsets, rows, kernel_h, op.pad_top, op.height, op.circular_y, op.width * op.in_channels);
-        fill_axis(column_offsets, columns, kernel_w, op.pad_left, op.width, op.circular_x, op.in_channels);
+        fill_axis(row_offsets, rows, kernel_h, op.pad_top, op.height, op.circular_y,
+                  op.width * op.in_channels);
+        fill_axis(column_offsets, columns, kernel_w, op.pad_left, op.width, op.circular_x,
+                  op.in_channels);
         std::memset(zeros, 0, static_cast<size_t>(op.in_channels) * 4);
     }
 
-    void fill_axis(int64_t* offsets, int64_t positions, int64_t kernel, int pad, int64_t size, bool circular,
-                   int64_t stride) const {
+    void fill_axis(int64_t* offsets, int64_t positions, int64_t kernel, int pad, int64_t size,
+                   bool circular, int64_t stride) const {
         const int64_t seen = op.upsample2x ? 2 * size : size;
         for (int64_t position = 0; position < positions; ++position) {
             for (int64_t k = 0; k < kernel; ++k) {
                 int64_t i = position * step - pad + k;
                 if (circular) i = (i % seen + seen) % seen;
                 const bool inside = i >= 0 && i < seen;
-                offsets[position * kernel + k] = inside ? (op.upsample2x ? i / 2 : i) * stride : kOutside;
+                offsets[position * kernel + k] =
+                    inside ? (op.upsample2x ? i / 2 : i) * stride : kOutside;
             }
         }
     }
 
-    // Where the pixels of `count` windows from number `first` on lie, from `channel` on: pointers[tap * count + i].
+    // Where the pixels of `count` windows from number `first` on lie, from `channel` on:
+    // pointers[tap * count + i].
     void point(int64_t first, int64_t count, int64_t channel, const float** pointers) const {
         int64_t x = first % columns;
         int64_t y = first / columns % rows;
@@ -95,11 +103,12 @@ struct DirectScratch {
     }
 };
 
-void run_direct(const Conv2d& op, const Product& product, int64_t out_height, int64_t out_width, Team& team) {
+void run_direct(const Conv2d& op, const Product& product, int64_t out_height, int64_t out_width,
+                Team& team) {
     Windows windows{op, op.kernel_h, op.kernel_w, op.stride, out_height, out_width};
     const ProductPlan plan(product, team.size());
-    DirectScratch scratch{{product, plan, nullptr, nullptr, nullptr, nullptr}, windows};
+    DirectScratch scratch{{product, plan}, windows};
     allocate(scratch);
     windows.prepare();
-    run_product(product, windows, plan, scratch.product, team);
+    run_product(product, windows, scratch.product, team);
 }

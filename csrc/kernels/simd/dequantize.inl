@@ -1,6 +1,7 @@
 // Reading weights of any ggml type as float32.
 
-// Part of a weight row: how to read kLanes consecutive elements of row r from element k on; n of them exist.
+// Part of a weight row: how to read kLanes consecutive elements of row r from element k on; n of
+// them exist.
 struct FloatRows {
     const char* data;
     int64_t row_bytes;
@@ -31,9 +32,11 @@ struct Bf16Rows : ShortRows {
     SDE_INLINE Vec operator()(int64_t r, int64_t k, int64_t n) const {
         const ShortVec b = bits(r, k, n);
 #if SDE_LANES == 16
-        const auto wide = reinterpret_cast<IntVec>(_mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(b)));
+        const auto wide = reinterpret_cast<IntVec>(
+            _mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(b)));
 #elif SDE_LANES == 8
-        const auto wide = reinterpret_cast<IntVec>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(b)));
+        const auto wide =
+            reinterpret_cast<IntVec>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(b)));
 #else
         const auto wide = __builtin_convertvector(b, IntVec);
 #endif
@@ -58,14 +61,17 @@ struct HalfRows : ShortRows {
     }
 };
 
-// Elements [begin, begin + count) of the weight's row `row`. `out` has room for the whole blocks that
-// these elements touch, that is count + 2 * block size; returns where the first element lies in it.
-const float* dequantize(const Weight& weight, int64_t row, int64_t begin, int64_t count, float* out) {
+// Elements [begin, begin + count) of the weight's row `row`. `out` has room for the whole blocks
+// that these elements touch, that is count + 2 * block size; returns where the first element lies
+// in it.
+const float* dequantize(const Weight& weight, int64_t row, int64_t begin, int64_t count,
+                        float* out) {
     const ggml_type_traits* traits = ggml_get_type_traits(weight.type);
     const int64_t first = row * weight.row_elements + begin;
     const int64_t block = first / traits->blck_size;
     const int64_t blocks = ceil_div(first + count, traits->blck_size) - block;
-    const auto* data = static_cast<const uint8_t*>(weight.data) + block * static_cast<int64_t>(traits->type_size);
+    const auto* data =
+        static_cast<const uint8_t*>(weight.data) + block * static_cast<int64_t>(traits->type_size);
     dequantize_blocks(weight.type, data, blocks, out);
     return out + (first - block * traits->blck_size);
 }

@@ -1,15 +1,20 @@
-// Exponential, activations. The polynomials are minimax fits found with Remez' algorithm in 40 digits (weights chosen
-// for the relative error); their error is given with each. A NaN stays a NaN in all of them.
+// Exponential, activations. The polynomials are minimax fits found with Remez' algorithm in 40
+// digits (weights chosen for the relative error); their error is given with each. A NaN stays a NaN
+// in all of them.
 
 constexpr float kLog2E = 1.44269504088896341f;
-// ln 2 in two parts; the first has zeros enough at its end for n * kLn2High to be exact (Cody and Waite).
+// ln 2 in two parts; the first has zeros enough at its end for n * kLn2High to be exact (Cody and
+// Waite).
 constexpr float kLn2High = 0.693359375f;
 constexpr float kLn2Low = -2.12194440e-4f;
-// Adding and subtracting 1.5 * 2^23 rounds to the nearest whole number, which then stands in the low mantissa bits.
+// Adding and subtracting 1.5 * 2^23 rounds to the nearest whole number, which then stands in the
+// low mantissa bits.
 constexpr float kRounder = 12582912.0f;
 
 // mantissa * 2^n, where `shifted` is n + kRounder; n in [-126, 127].
-SDE_INLINE Vec scale_by_power(Vec mantissa, Vec shifted) { return from_bits(bits_of(mantissa) + (bits_of(shifted) << 23)); }
+SDE_INLINE Vec scale_by_power(Vec mantissa, Vec shifted) {
+    return from_bits(bits_of(mantissa) + (bits_of(shifted) << 23));
+}
 
 // e^x, relative error below 1.2e-7 (1 ulp); 0 below -87, e^88 above 88.
 SDE_INLINE Vec exp_of(Vec x) {
@@ -46,11 +51,14 @@ SDE_INLINE Vec gated(Vec x, Vec z) {
     return from_bits(bits_of(x / (exp_of(-z) + 1.0f)) & ~(z < -88.0f));
 }
 
-SDE_INLINE Vec silu_of(Vec x) { return gated(x, x); }
+SDE_INLINE Vec silu_of(Vec x) {
+    return gated(x, x);
+}
 
-// x * Phi(x) with the normal distribution's Phi (erf form, Hendrycks and Gimpel, arXiv 1606.08415), as
-// max(x, 0) - |x| Phi(-|x|). Phi(-t) = exp(-t^2/2) R(t); R is a polynomial of u = 1 / (1 + 0.3 t), the shape of
-// Abramowitz and Stegun 7.1.26, relative error 4e-8 up to t = 9. Beyond, the exponential makes the term vanish.
+// x * Phi(x) with the normal distribution's Phi (erf form, Hendrycks and Gimpel, arXiv 1606.08415),
+// as max(x, 0) - |x| Phi(-|x|). Phi(-t) = exp(-t^2/2) R(t); R is a polynomial of u = 1 / (1 + 0.3
+// t), the shape of Abramowitz and Stegun 7.1.26, relative error 4e-8 up to t = 9. Beyond, the
+// exponential makes the term vanish.
 SDE_INLINE Vec gelu_of(Vec x) {
     const Vec t = abs_of(x);
     const Vec u = 1.0f / (t * 0.3f + 1.0f);
@@ -72,15 +80,22 @@ SDE_INLINE Vec gelu_tanh_of(Vec x) {
 }
 
 // CLIP's form of GELU.
-SDE_INLINE Vec quick_gelu_of(Vec x) { return gated(x, x * 1.702f); }
+SDE_INLINE Vec quick_gelu_of(Vec x) {
+    return gated(x, x * 1.702f);
+}
 
 SDE_INLINE Vec activate(Vec x, Activation activation) {
     switch (activation) {
-        case Activation::None: return x;
-        case Activation::Silu: return silu_of(x);
-        case Activation::Gelu: return gelu_of(x);
-        case Activation::GeluTanh: return gelu_tanh_of(x);
-        case Activation::QuickGelu: return quick_gelu_of(x);
+        case Activation::None:
+            return x;
+        case Activation::Silu:
+            return silu_of(x);
+        case Activation::Gelu:
+            return gelu_of(x);
+        case Activation::GeluTanh:
+            return gelu_tanh_of(x);
+        case Activation::QuickGelu:
+            return quick_gelu_of(x);
     }
     return x;
 }

@@ -1,8 +1,9 @@
-// The kernels of one instruction set. An isa_*.cpp file names the set and its vector length, then includes this.
+// The kernels of one instruction set. An isa_*.cpp file names the set and its vector length, then
+// includes this.
 //
-// Everything lives in an unnamed namespace, and nothing here calls inline functions or templates of the standard
-// library: such a function would be compiled for this instruction set, and the linker could then choose that copy
-// for the whole program.
+// Everything lives in an unnamed namespace, and nothing here calls inline functions or templates of
+// the standard library: such a function would be compiled for this instruction set, and the linker
+// could then choose that copy for the whole program.
 #include <cstdint>
 #include <cstring>
 
@@ -18,6 +19,8 @@
 namespace sde::kernels {
 namespace {
 
+// Each builds on those before it.
+// clang-format off
 #include "kernels/simd/vector.inl"
 #include "kernels/simd/functions.inl"
 #include "kernels/simd/blocks.inl"
@@ -26,14 +29,16 @@ namespace {
 #include "kernels/simd/tile.inl"
 #include "kernels/simd/product.inl"
 #include "kernels/simd/conv.inl"
+#include "kernels/simd/winograd_transform.inl"
 #include "kernels/simd/winograd.inl"
 #include "kernels/simd/attention.inl"
 #include "kernels/simd/norm.inl"
+// clang-format on
 
 }  // namespace
 
-extern const KernelTable SDE_ISA_TABLE = {conv2d_kernel,     linear_kernel,     attention_kernel,
-                                          group_norm_kernel, layer_norm_kernel, geglu_kernel,
+extern const KernelTable SDE_ISA_TABLE = {conv2d_kernel,      linear_kernel,     attention_kernel,
+                                          group_norm_kernel,  layer_norm_kernel, geglu_kernel,
                                           multiply_add_kernel};
 
 }  // namespace sde::kernels

@@ -1,10 +1,12 @@
-// Normalizations and the gated activation. They are bound by memory, so each reads its input as few times as it can.
+// Normalizations and the gated activation. They are bound by memory, so each reads its input as few
+// times as it can.
 
 // Count, mean and sum of squared deviations of some values.
 struct Moments {
     double count, mean, squares;
 
-    // Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
+    // Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+    // variances" (1979).
     void add(const Moments& other) {
         const double total = count + other.count;
         if (other.count == 0) return;
@@ -15,7 +17,8 @@ struct Moments {
     }
 };
 
-// A group norm is done in two steps: moments of fixed parts of each image, then, from their sum, the output.
+// A group norm is done in two steps: moments of fixed parts of each image, then, from their sum,
+// the output.
 constexpr int64_t kNormParts = 64;          // of an image, at most
 constexpr int64_t kNormBlockBytes = 65536;  // read twice, the second time from the cache
 constexpr int64_t kItemFloats = 16384;      // of an element-wise work item
@@ -35,9 +38,11 @@ struct GroupNormPlan {
 struct GroupNormScratch {
     const GroupNorm& op;
     const GroupNormPlan& plan;
-    Moments* moments;             // [batch][parts][groups]; the first member's serve all
-    float *sums, *squares;        // [channels] of a block
-    float *high, *low, *factor;   // [channels]: output = (x - high - low) * factor + beta
+    Moments* moments = nullptr;  // [batch][parts][groups]; the first member's serve all
+    // [channels] of a block
+    float *sums = nullptr, *squares = nullptr;
+    // [channels]: output = (x - high - low) * factor + beta
+    float *high = nullptr, *low = nullptr, *factor = nullptr;
 
     void lay_out(Layout& layout) {
         moments = layout.take<Moments>(op.batch * plan.parts * op.groups);
@@ -55,16 +60,20 @@ double sum_of(const float* values, int64_t count) {
     return sum;
 }
 
-// Adds the moments of `pixels` pixels. The first pass finds each group's mean only roughly; the second sums the
-// distances from it, and their squares, from which mean and squares follow without loss.
-void add_block(const GroupNorm& op, const GroupNormScratch& s, const float* x, int64_t pixels, Moments* moments) {
+// Adds the moments of `pixels` pixels. The first pass finds each group's mean only roughly; the
+// second sums the distances from it, and their squares, from which mean and squares follow without
+// loss.
+void add_block(const GroupNorm& op, const GroupNormScratch& s, const float* x, int64_t pixels,
+               Moments* moments) {
     const int64_t width = op.channels / op.groups;
     const double count = static_cast<double>(pixels * width);
-    // In the order of memory, for the values come from afar; the second pass finds them in the cache.
+    // In the order of memory, for the values come from afar; the second pass finds them in the
+    // cache.
     std::memset(s.sums, 0, static_cast<size_t>(op.channels) * 4);
     for (int64_t i = 0; i < pixels; ++i)
         for_vectors(op.channels, [&](int64_t c, int64_t n) {
-            write_lanes(s.sums + c, read_lanes(s.sums + c, n) + read_lanes(x + i * op.channels + c, n), n);
+            write_lanes(s.sums + c,
+                        read_lanes(s.sums + c, n) + read_lanes(x + i * op.channels + c, n), n);
         });
     for (int64_t g = 0; g < op.groups; ++g) {
         const float rough = static_cast<float>(sum_of(s.sums + g * width, width) / count);
@@ -82,32 +91,38 @@ void add_block(const GroupNorm& op, const GroupNormScratch& s, const float* x, i
         write_lanes(s.squares + c, squares, n);
     });
     for (int64_t g = 0; g < op.groups; ++g) {
-        const double sum = sum_of(s.sums + g * width, width), squares = sum_of(s.squares + g * width, width);
+        const double sum = sum_of(s.sums + g * width, width),
+                     squares = sum_of(s.squares + g * width, width);
         const double rough = static_cast<double>(s.high[g * width]);
         moments[g].add({count, rough + sum / count, max_of(0.0, squares - sum * sum / count)});
     }
 }
 
-void collect_moments(const GroupNorm& op, const GroupNormPlan& plan, const GroupNormScratch& s, Moments* shared, Team& team) {
+void collect_moments(const GroupNorm& op, const GroupNormPlan& plan, const GroupNormScratch& s,
+                     Moments* shared, Team& team) {
     for (int64_t item; (item = team.claim(op.batch * plan.parts)) >= 0;) {
         const int64_t batch = item / plan.parts, first = item % plan.parts * plan.part;
         const int64_t last = min_of(first + plan.part, op.pixels);
         Moments* moments = shared + item * op.groups;
         for (int64_t g = 0; g < op.groups; ++g) moments[g] = {0, 0, 0};
         for (int64_t pixel = first; pixel < last; pixel += plan.block)
-            add_block(op, s, op.input + (batch * op.pixels + pixel) * op.channels, min_of(plan.block, last - pixel), moments);
+            add_block(op, s, op.input + (batch * op.pixels + pixel) * op.channels,
+                      min_of(plan.block, last - pixel), moments);
     }
 }
 
-void prepare_image(const GroupNorm& op, const GroupNormPlan& plan, const GroupNormScratch& s, const Moments* shared, int64_t batch) {
+void prepare_image(const GroupNorm& op, const GroupNormPlan& plan, const GroupNormScratch& s,
+                   const Moments* shared, int64_t batch) {
     const int64_t width = op.channels / op.groups;
     for (int64_t g = 0; g < op.groups; ++g) {
         Moments sum{0, 0, 0};
-        for (int64_t part = 0; part < plan.parts; ++part) sum.add(shared[(batch * plan.parts + part) * op.groups + g]);
+        for (int64_t part = 0; part < plan.parts; ++part)
+            sum.add(shared[(batch * plan.parts + part) * op.groups + g]);
         // In two parts, so that subtracting a large mean costs no precision.
         const float high = static_cast<float>(sum.mean);
         const float low = static_cast<float>(sum.mean - static_cast<double>(high));
-        const double inverse = 1 / __builtin_sqrt(sum.squares / sum.count + static_cast<double>(op.eps));
+        const double inverse =
+            1 / __builtin_sqrt(sum.squares / sum.count + static_cast<double>(op.eps));
         for (int64_t c = g * width; c < (g + 1) * width; ++c) {
             s.high[c] = high;
             s.low[c] = low;
@@ -121,7 +136,8 @@ void normalize_pixels(const GroupNorm& op, const GroupNormScratch& s, int64_t at
         const float* x = op.input + at + i * op.channels;
         float* y = op.output + at + i * op.channels;
         for_vectors(op.channels, [&](int64_t c, int64_t n) {
-            const Vec centred = (read_lanes(x + c, n) - read_lanes(s.high + c, n)) - read_lanes(s.low + c, n);
+            const Vec centred =
+                (read_lanes(x + c, n) - read_lanes(s.high + c, n)) - read_lanes(s.low + c, n);
             const Vec v = centred * read_lanes(s.factor + c, n) + read_lanes(op.beta + c, n);
             write_lanes(y + c, op.silu ? silu_of(v) : v, n);
         });
@@ -130,7 +146,7 @@ void normalize_pixels(const GroupNorm& op, const GroupNormScratch& s, int64_t at
 
 void group_norm_kernel(const GroupNorm& op, Team& team) {
     const GroupNormPlan plan(op);
-    GroupNormScratch scratch{op, plan, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    GroupNormScratch scratch{op, plan};
     allocate(scratch);
     Moments* shared = static_cast<Moments*>(team.share(scratch.moments));
     collect_moments(op, plan, scratch, shared, team);
@@ -142,7 +158,8 @@ void group_norm_kernel(const GroupNorm& op, Team& team) {
         const int64_t batch = item / blocks, pixel = item % blocks * block;
         if (batch != prepared) prepare_image(op, plan, scratch, shared, batch);
         prepared = batch;
-        normalize_pixels(op, scratch, (batch * op.pixels + pixel) * op.channels, min_of(block, op.pixels - pixel));
+        normalize_pixels(op, scratch, (batch * op.pixels + pixel) * op.channels,
+                         min_of(block, op.pixels - pixel));
     }
     team.barrier();
 }
@@ -162,7 +179,8 @@ void normalize_row(const LayerNorm& op, const float* x, float* y) {
     const double rest = sum_lanes(sums) / count;
     const double variance = max_of(0.0, sum_lanes(squares) / count - rest * rest);
     const float low = static_cast<float>(rest);
-    const float factor = static_cast<float>(1 / __builtin_sqrt(variance + static_cast<double>(op.eps)));
+    const float factor =
+        static_cast<float>(1 / __builtin_sqrt(variance + static_cast<double>(op.eps)));
     for_vectors(op.width, [&](int64_t c, int64_t n) {
         Vec v = ((read_lanes(x + c, n) - rough) - low) * factor;
         if (op.gamma) v *= read_lanes(op.gamma + c, n);

@@ -1,7 +1,8 @@
-// Packing: rows of a matrix (weights, keys) become a panel [depth][width], width a multiple of kLanes, so that the
-// inner loop reads it straight through.
+// Packing: rows of a matrix (weights, keys) become a panel [depth][width], width a multiple of
+// kLanes, so that the inner loop reads it straight through.
 
-// Registers: tile rows x panel vectors accumulators, the panel's vectors of one step and one broadcast value.
+// Registers: tile rows x panel vectors accumulators, the panel's vectors of one step and one
+// broadcast value.
 #if SDE_LANES == 16
 constexpr int kTileRows = 12, kPanelVectors = 2;  // 24 + 2 + 1 of 32
 #elif SDE_LANES == 8
@@ -13,15 +14,16 @@ constexpr int kTileRows = 6, kPanelVectors = 2;  // 12 + 2 + 1 and a product, of
 #endif
 constexpr int kPanelWidth = kPanelVectors * kLanes;
 
-// Which panel row an element of a weight row goes to. Torch orders a convolution's row (channel, tap); the panel's
-// order is (tap, channel), in which the input's channels are contiguous.
+// Which panel row an element of a weight row goes to. Torch orders a convolution's row (channel,
+// tap); the panel's order is (tap, channel), in which the input's channels are contiguous.
 struct PanelOrder {
     int64_t taps;
     int64_t channels;  // in this panel
 };
 
-// Writes kLanes matrix rows into the columns [column, column + kLanes) of a panel `width` floats wide. `rows(r, k, n)`
-// reads; of the rows `valid` exist, the others count as 0. An element (channel, tap) is number channel * taps + tap.
+// Writes kLanes matrix rows into the columns [column, column + kLanes) of a panel `width` floats
+// wide. `rows(r, k, n)` reads; of the rows `valid` exist, the others count as 0. An element
+// (channel, tap) is number channel * taps + tap.
 template <class Rows>
 void pack_columns(const Rows& rows, int64_t valid, PanelOrder order, int64_t width, float* panel) {
     const int64_t count = order.taps * order.channels;
@@ -55,14 +57,15 @@ int64_t row_part_size(const Weight& weight, int64_t count) {
     return round_up(count + 2 * ggml_blck_size(weight.type), kLanes);
 }
 int64_t row_buffer_size(const Weight& weight, int64_t count) {
-    const bool read_directly = weight.type == GGML_TYPE_F32 || weight.type == GGML_TYPE_F16 || weight.type == GGML_TYPE_BF16;
+    const bool read_directly = weight.type == GGML_TYPE_F32 || weight.type == GGML_TYPE_F16 ||
+                               weight.type == GGML_TYPE_BF16;
     return read_directly ? 0 : kLanes * row_part_size(weight, count);
 }
 
-// The rows [row, row + valid) of a weight, elements [begin, begin + taps * channels) of each, as a panel of `width`
-// columns. `row_buffer` has row_buffer_size() floats.
-void pack_weight(const Weight& weight, int64_t row, int64_t valid, int64_t begin, PanelOrder order, int64_t width,
-                 float* row_buffer, float* panel) {
+// The rows [row, row + valid) of a weight, elements [begin, begin + taps * channels) of each, as a
+// panel of `width` columns. `row_buffer` has row_buffer_size() floats.
+void pack_weight(const Weight& weight, int64_t row, int64_t valid, int64_t begin, PanelOrder order,
+                 int64_t width, float* row_buffer, float* panel) {
     const int64_t count = order.taps * order.channels;
     const char* data = static_cast<const char*>(weight.data);
     for (int64_t column = 0; column < width; column += kLanes) {
@@ -70,16 +73,22 @@ void pack_weight(const Weight& weight, int64_t row, int64_t valid, int64_t begin
         const int64_t rows = min_of<int64_t>(kLanes, valid - column);
         const int64_t offset = first * weight.row_elements + begin;
         if (weight.type == GGML_TYPE_F32) {
-            pack_columns(FloatRows{data + offset * 4, weight.row_elements * 4}, rows, order, width, panel + column);
+            pack_columns(FloatRows{data + offset * 4, weight.row_elements * 4}, rows, order, width,
+                         panel + column);
         } else if (weight.type == GGML_TYPE_F16) {
-            pack_columns(HalfRows{{data + offset * 2, weight.row_elements * 2}}, rows, order, width, panel + column);
+            pack_columns(HalfRows{{data + offset * 2, weight.row_elements * 2}}, rows, order, width,
+                         panel + column);
         } else if (weight.type == GGML_TYPE_BF16) {
-            pack_columns(Bf16Rows{{data + offset * 2, weight.row_elements * 2}}, rows, order, width, panel + column);
+            pack_columns(Bf16Rows{{data + offset * 2, weight.row_elements * 2}}, rows, order, width,
+                         panel + column);
         } else {
             const float* part[kLanes];
             for (int64_t r = 0; r < rows; ++r)
-                part[r] = dequantize(weight, first + r, begin, count, row_buffer + r * row_part_size(weight, count));
-            const auto read = [&](int64_t r, int64_t k, int64_t n) { return read_lanes(part[r] + k, n); };
+                part[r] = dequantize(weight, first + r, begin, count,
+                                     row_buffer + r * row_part_size(weight, count));
+            const auto read = [&](int64_t r, int64_t k, int64_t n) {
+                return read_lanes(part[r] + k, n);
+            };
             pack_columns(read, rows, order, width, panel + column);
         }
     }

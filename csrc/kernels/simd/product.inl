@@ -2,10 +2,10 @@
 //
 //   output[p][c] = epilogue(sum over t, k of source(p, t)[k] * weight[c][k * taps + t])
 //
-// The channels are walked in slices. For each slice a thread packs the weights of some out channels into panels
-// that stay in its L2 cache, and runs them over its pixels; slices are added up in the output. A sum therefore has one
-// order, whatever the partition: over taps and channels inside a slice, then over slices. Short slices also keep the
-// rounding error of long sums low.
+// The channels are walked in slices. For each slice a thread packs the weights of some out channels
+// into panels that stay in its L2 cache, and runs them over its pixels; slices are added up in the
+// output. A sum therefore has one order, whatever the partition: over taps and channels inside a
+// slice, then over slices. Short slices also keep the rounding error of long sums low.
 
 struct Product {
     Weight weight;
@@ -20,31 +20,36 @@ struct Product {
     }
 };
 
-// Elements of a weight row in one slice (error and cache: a panel of 576 x 32 floats is 72 KB), bytes of all panels
-// of a thread (they share L2 with pixels), pixels for which packing a panel is cheap.
+// Elements of a weight row in one slice: few for the sake of rounding, and of the cache (a panel of
+// 576 x 32 floats has 72 KB).
 constexpr int64_t kSliceElements = 576;
+// Of all panels that a thread holds; they share the L2 cache with pixels.
 constexpr int64_t kPanelBytes = 288 * 1024;
+// So many pixels make packing a panel cheap beside multiplying with it.
 constexpr int64_t kFewPixels = 256;
 // Work items per thread, so that the last ones level the threads out.
 constexpr int64_t kItemsPerThread = 6;
 
-// How the product is cut. The depth of a slice depends on the product only, the rest also on the number of threads.
+// How the product is cut. The depth of a slice depends on the product only, the rest also on the
+// number of threads.
 struct ProductPlan {
     int64_t slice;   // channels
     int64_t panels;  // of out channels
-    int64_t groups;  // panels are shared out to groups; an item is one group x one part of the pixels
-    int64_t parts;
+    int64_t groups;  // of panels
+    int64_t parts;   // of the pixels; a work item is one group x one part
 
     ProductPlan(const Product& p, int threads) {
         const int64_t whole_slices = max_of<int64_t>(1, kSliceElements / p.taps);
         const int64_t even = ceil_div(p.channels, ceil_div(p.channels, whole_slices));
-        const int64_t quantum = p.taps == 1 ? max_of<int64_t>(16, ggml_blck_size(p.weight.type)) : 16;
+        const int64_t quantum =
+            p.taps == 1 ? max_of<int64_t>(16, ggml_blck_size(p.weight.type)) : 16;
         slice = min_of(p.channels, p.taps > kSliceElements / 16 ? even : round_up(even, quantum));
         panels = ceil_div(p.out_channels(), kPanelWidth);
         const int64_t panel_bytes = slice * p.taps * kPanelWidth * 4;
         groups = ceil_div(panels, max_of<int64_t>(1, kPanelBytes / panel_bytes));
         const int64_t wanted = threads * kItemsPerThread;
-        parts = min_of(ceil_div(wanted, groups), ceil_div(p.pixels, kFewPixels));
+        const int64_t most_parts = max_of<int64_t>(1, ceil_div(p.pixels, kFewPixels));
+        parts = min_of(ceil_div(wanted, groups), most_parts);
         if (groups * parts < wanted) groups = min_of(panels, ceil_div(wanted, parts));
     }
     int64_t items() const { return groups * parts; }
@@ -54,10 +59,10 @@ struct ProductPlan {
 struct ProductScratch {
     const Product& product;
     const ProductPlan& plan;
-    float* panels;
-    float* row_buffer;
-    float* tile;
-    const float** pointers;
+    float* panels = nullptr;
+    float* row_buffer = nullptr;
+    float* tile = nullptr;
+    const float** pointers = nullptr;
 
     void lay_out(Layout& layout) {
         const int64_t elements = plan.slice * product.taps;
@@ -68,9 +73,10 @@ struct ProductScratch {
     }
 };
 
-// One vector of a finished slice: n <= kLanes out channels from `channel` on, at element `at` of the output.
-SDE_INLINE void finish_vector(const Product& p, Vec value, int64_t at, int64_t channel, int64_t batch, int64_t n,
-                              bool first, bool last) {
+// One vector of a finished slice: n <= kLanes out channels from `channel` on, at element `at` of
+// the output.
+SDE_INLINE void finish_vector(const Product& p, Vec value, int64_t at, int64_t channel,
+                              int64_t batch, int64_t n, bool first, bool last) {
     if (!first) value += read_lanes(p.output + at, n);
     if (last) {
         const Epilogue& e = p.epilogue;
@@ -83,48 +89,77 @@ SDE_INLINE void finish_vector(const Product& p, Vec value, int64_t at, int64_t c
 }
 
 // Adds a computed tile to the output.
-void finish_tile(const Product& p, const float* tile, int64_t width, int64_t pixel, int64_t rows, int64_t channel,
-                 bool first, bool last) {
+void finish_tile(const Product& p, const float* tile, int64_t width, int64_t pixel, int64_t rows,
+                 int64_t channel, bool first, bool last) {
     const int64_t channels = min_of(width, p.out_channels() - channel);
     for (int64_t i = 0; i < rows; ++i) {
         const int64_t at = (pixel + i) * p.out_channels() + channel;
         const int64_t batch = (pixel + i) / p.pixels_per_batch;
         for_vectors(channels, [&](int64_t c, int64_t n) {
-            finish_vector(p, load(tile + i * width + c), at + c, channel + c, batch, n, first, last);
+            finish_vector(p, load(tile + i * width + c), at + c, channel + c, batch, n, first,
+                          last);
         });
     }
 }
 
-// Runs the product. `source.point(pixel, rows, channel, pointers)` says where the input of `rows` pixels lies from
-// `channel` on, for each tap: pointers[tap * rows + i].
+// One work item: some panels of out channels for some pixels.
 template <class Source>
-void run_product(const Product& p, const Source& source, const ProductPlan& plan, ProductScratch& scratch, Team& team) {
-    for (int64_t item; (item = team.claim(plan.items())) >= 0;) {
-        const int64_t group = item % plan.groups, part = item / plan.groups;
-        const int64_t first_panel = part_begin(plan.panels, plan.groups, group);
-        const int64_t last_panel = part_begin(plan.panels, plan.groups, group + 1);
-        const int64_t begin = part_begin(p.pixels, plan.parts, part);
-        const int64_t end = part_begin(p.pixels, plan.parts, part + 1);
+struct ProductItem {
+    const Product& p;
+    const Source& source;
+    const ProductScratch& s;
+    int64_t first_panel, last_panel;
+    int64_t begin, end;  // pixels
+
+    float* packed(int64_t panel) const {
+        return s.panels + (panel - first_panel) * s.plan.slice * p.taps * kPanelWidth;
+    }
+
+    void pack(int64_t channel, int64_t channels) const {
+        for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+            const int64_t row = panel * kPanelWidth;
+            pack_weight(p.weight, row, min_of<int64_t>(kPanelWidth, p.out_channels() - row),
+                        channel * p.taps, {p.taps, channels}, p.panel_width(panel), s.row_buffer,
+                        packed(panel));
+        }
+    }
+
+    void multiply(int64_t channel, int64_t channels) const {
+        const bool first = channel == 0, last = channel + channels == p.channels;
         const int64_t tiles = ceil_div(end - begin, kTileRows);
-        const int64_t panel_floats = plan.slice * p.taps * kPanelWidth;
-        for (int64_t channel = 0; channel < p.channels; channel += plan.slice) {
-            const PanelOrder order{p.taps, min_of(plan.slice, p.channels - channel)};
-            for (int64_t panel = first_panel; panel < last_panel; ++panel)
-                pack_weight(p.weight, panel * kPanelWidth, min_of<int64_t>(kPanelWidth, p.out_channels() - panel * kPanelWidth),
-                            channel * p.taps, order, p.panel_width(panel), scratch.row_buffer,
-                            scratch.panels + (panel - first_panel) * panel_floats);
-            for (int64_t t = 0; t < tiles; ++t) {
-                const int64_t pixel = begin + part_begin(end - begin, tiles, t);
-                const int64_t rows = begin + part_begin(end - begin, tiles, t + 1) - pixel;
-                source.point(pixel, rows, channel, scratch.pointers);
-                for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-                    const int64_t width = p.panel_width(panel);
-                    tile_product_for(rows, width)(scratch.pointers, p.taps, order.channels,
-                                                  scratch.panels + (panel - first_panel) * panel_floats, scratch.tile, width, false);
-                    finish_tile(p, scratch.tile, width, pixel, rows, panel * kPanelWidth, channel == 0,
-                                channel + order.channels == p.channels);
-                }
+        for (int64_t t = 0; t < tiles; ++t) {
+            const int64_t pixel = begin + part_begin(end - begin, tiles, t);
+            const int64_t rows = begin + part_begin(end - begin, tiles, t + 1) - pixel;
+            source.point(pixel, rows, channel, s.pointers);
+            for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+                const int64_t width = p.panel_width(panel);
+                tile_product_for(rows, width)(s.pointers, p.taps, channels, packed(panel), s.tile,
+                                              width, false);
+                finish_tile(p, s.tile, width, pixel, rows, panel * kPanelWidth, first, last);
             }
+        }
+    }
+};
+
+// Runs the product. `source.point(pixel, rows, channel, pointers)` says where the input of `rows`
+// pixels lies from `channel` on, for each tap: pointers[tap * rows + i].
+template <class Source>
+void run_product(const Product& p, const Source& source, const ProductScratch& scratch,
+                 Team& team) {
+    const ProductPlan& plan = scratch.plan;
+    for (int64_t number; (number = team.claim(plan.items())) >= 0;) {
+        const int64_t group = number % plan.groups, part = number / plan.groups;
+        const ProductItem<Source> item{p,
+                                       source,
+                                       scratch,
+                                       part_begin(plan.panels, plan.groups, group),
+                                       part_begin(plan.panels, plan.groups, group + 1),
+                                       part_begin(p.pixels, plan.parts, part),
+                                       part_begin(p.pixels, plan.parts, part + 1)};
+        for (int64_t channel = 0; channel < p.channels; channel += plan.slice) {
+            const int64_t channels = min_of(plan.slice, p.channels - channel);
+            item.pack(channel, channels);
+            item.multiply(channel, channels);
         }
     }
     team.barrier();

@@ -1,10 +1,10 @@
 // The inner loop of every matrix product: a tile of up to kTileRows rows x one panel, in registers.
 
-// out[i][c] = sum over taps t and k < depth of rows[t * R + i][k] * panel[t * depth + k][c], the sum taken in this
-// order; with `add`, what out holds is added to it. `out_stride` in floats.
+// out[i][c] = sum over taps t and k < depth of rows[t * R + i][k] * panel[t * depth + k][c], the
+// sum taken in this order; with `add`, what out holds is added to it. `out_stride` in floats.
 template <int R, int V>
-void tile_product(const float* const* rows, int64_t taps, int64_t depth, const float* panel, float* out,
-                  int64_t out_stride, bool add) {
+void tile_product(const float* const* rows, int64_t taps, int64_t depth, const float* panel,
+                  float* out, int64_t out_stride, bool add) {
     Vec sum[R][V] = {};
     for (int64_t t = 0; t < taps; ++t, rows += R) {
         const float* row[R];
@@ -32,7 +32,8 @@ void tile_product(const float* const* rows, int64_t taps, int64_t depth, const f
     }
 }
 
-using TileProduct = void (*)(const float* const*, int64_t, int64_t, const float*, float*, int64_t, bool);
+using TileProduct = void (*)(const float* const*, int64_t, int64_t, const float*, float*, int64_t,
+                             bool);
 
 struct TileProducts {
     TileProduct of[kTileRows][kPanelVectors];

@@ -1,5 +1,6 @@
 // DPM-Solver and DPM-Solver++ (Lu et al. 2022, arXiv 2206.00927 and 2211.01095), in t = -log sigma,
 // where h is a step.
+#include <algorithm>
 #include <cmath>
 
 #include "sampling/samplers/samplers.h"
@@ -65,6 +66,35 @@ class Dpmpp2m : public Sampler {
     Values last_;
 };
 
+// The variant of 2M that ComfyUI's and stable-diffusion.cpp's users know as "v2": it extrapolates
+// by the ratio of the longer of two steps to the shorter one, and decays over their mean. It is
+// from no paper, and needs even steps in log sigma to be of second order.
+class Dpmpp2mV2 : public Sampler {
+  public:
+    using Sampler::Sampler;
+
+  protected:
+    void advance(const Denoiser&, float sigma, float next) override {
+        const float h = std::log(sigma / next), ratio = next / sigma;
+        float weight = -std::expm1(-h), extrapolated = 0.0f;
+        if (!last_.empty() && next > 0.0f) {
+            const float h_last = std::log(sigmas_[index_ - 1] / sigma);
+            extrapolated = std::min(h, h_last) / (2.0f * std::max(h, h_last));
+            weight = -std::expm1(-(h + h_last) / 2.0f);
+        }
+        for (size_t i = 0; i < x_.size(); ++i) {
+            float estimate = denoised_[i];
+            if (extrapolated != 0.0f) estimate += extrapolated * (denoised_[i] - last_[i]);
+            x_[i] = ratio * x_[i] + weight * estimate;
+        }
+        last_ = denoised_;
+    }
+    std::vector<Values*> history() override { return {&last_}; }
+
+  private:
+    Values last_;
+};
+
 // Second order, single step, with ancestral noise.
 class Dpmpp2sAncestral : public Sampler {
   public:
@@ -91,7 +121,7 @@ class Dpmpp2sAncestral : public Sampler {
 
 std::vector<NamedSampler> dpm_solver_kin() {
     return {named<Dpm2>("dpm2"), named<Dpm2Ancestral>("dpm2_a"), named<Dpmpp2m>("dpm++2m"),
-            named<Dpmpp2sAncestral>("dpm++2s_a")};
+            named<Dpmpp2mV2>("dpm++2mv2"), named<Dpmpp2sAncestral>("dpm++2s_a")};
 }
 
 }  // namespace sde::sampling

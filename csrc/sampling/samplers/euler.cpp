@@ -32,12 +32,25 @@ class EulerAncestral : public Sampler {
     using Sampler::Sampler;
 
   protected:
+    virtual float default_eta() const { return 1.0f; }
+
     void advance(const Denoiser&, float sigma, float next) override {
-        const auto [down, up] = ancestral_step(sigma, next, eta(1.0f));
+        const auto [down, up] = ancestral_step(sigma, next, eta(default_eta()));
         for (size_t i = 0; i < x_.size(); ++i)
             x_[i] += (x_[i] - denoised_[i]) / sigma * (down - sigma);
         if (up > 0.0f) add_noise(up);
     }
+};
+
+// Denoising diffusion implicit models (Song et al. 2020, arXiv 2010.02502, equation 12). In x = x0
+// + sigma * noise its standard deviation of fresh noise is that of the ancestral step, so that the
+// two are one; eta = 1 is DDPM (Ho et al. 2020, arXiv 2006.11239, with the smaller variance).
+class Ddim : public EulerAncestral {
+  public:
+    using EulerAncestral::EulerAncestral;
+
+  protected:
+    float default_eta() const override { return 0.0f; }
 };
 
 // Euler's step, then the mean of the slopes at both ends.
@@ -64,24 +77,11 @@ class Heun : public Sampler {
     }
 };
 
-// Latent consistency models (Luo et al. 2023, arXiv 2310.04378): the estimate itself, noised to the
-// next level.
-class Lcm : public Sampler {
-  public:
-    using Sampler::Sampler;
-
-  protected:
-    void advance(const Denoiser&, float, float next) override {
-        x_ = denoised_;
-        if (next > 0.0f) add_noise(next);
-    }
-};
-
 }  // namespace
 
 std::vector<NamedSampler> euler_kin() {
-    return {named<Euler>("euler"), named<EulerAncestral>("euler_a"), named<Heun>("heun"),
-            named<Lcm>("lcm")};
+    return {named<Euler>("euler"), named<EulerAncestral>("euler_a"), named<Ddim>("ddim"),
+            named<EulerAncestral>("ddpm"), named<Heun>("heun")};
 }
 
 }  // namespace sde::sampling

@@ -12,8 +12,13 @@ struct NamedSampler {
 };
 
 std::vector<NamedSampler> euler_kin();
+std::vector<NamedSampler> consistency_kin();
 std::vector<NamedSampler> dpm_solver_kin();
+std::vector<NamedSampler> dpm_solver_sde_kin();
 std::vector<NamedSampler> multistep_kin();
+std::vector<NamedSampler> unipc_kin();
+std::vector<NamedSampler> exponential_kin();
+std::vector<NamedSampler> er_sde_kin();
 
 // The entry of a table for one class.
 template <class T>

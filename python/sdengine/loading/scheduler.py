@@ -43,11 +43,11 @@ class SchedulerSettings:
 
 
 SAMPLERS: Mapping[str, str] = {
-    "DDIMScheduler": "euler",  # the same steps: DDIM without noise is Euler over sigma
-    "DDPMScheduler": "euler_a",  # ancestral, as DDPM
-    "DEISMultistepScheduler": "ipndm",  # both extrapolate the noise over earlier steps
+    "DDIMScheduler": "ddim",
+    "DDPMScheduler": "ddpm",
+    "DEISMultistepScheduler": "deis",
     "DPMSolverMultistepScheduler": "dpm++2m",
-    "DPMSolverSDEScheduler": "dpm++2s_a",  # two evaluations a step, with noise
+    "DPMSolverSDEScheduler": "dpm++sde",
     "DPMSolverSinglestepScheduler": "dpm++2s_a",  # without its noise it is the same step
     "EulerAncestralDiscreteScheduler": "euler_a",
     "EulerDiscreteScheduler": "euler",
@@ -56,14 +56,20 @@ SAMPLERS: Mapping[str, str] = {
     "KDPM2AncestralDiscreteScheduler": "dpm2_a",
     "KDPM2DiscreteScheduler": "dpm2",
     "LCMScheduler": "lcm",
-    "LMSDiscreteScheduler": "ipndm",  # linear multistep too, with constant coefficients
+    "LMSDiscreteScheduler": "lms",
     # Pseudo linear multistep: Adams-Bashforth of order 4 on the noise, which iPNDM takes over
     # sigma.
     "PNDMScheduler": "ipndm",
-    "TCDScheduler": "lcm",
-    "UniPCMultistepScheduler": "dpm++2m",  # its predictor
+    "TCDScheduler": "tcd",
+    "UniPCMultistepScheduler": "unipc_bh2",
 }
 """diffusers scheduler class -> the sampler that does the same, or comes nearest."""
+
+VARIANTS: Mapping[tuple[str, str, str], str] = {
+    ("DPMSolverMultistepScheduler", "algorithm_type", "sde-dpmsolver++"): "dpm++2m_sde",
+    ("UniPCMultistepScheduler", "solver_type", "bh1"): "unipc_bh1",
+}
+"""(class, key, value of its config) -> the sampler that it becomes with it."""
 
 SPACINGS = ("leading", "linspace", "trailing")
 """diffusers ``timestep_spacing``; the schedules of these names are equal to it."""
@@ -74,12 +80,12 @@ _MOST_STEPS = 100_000  # training timesteps; published models have 1000 or 1100
 _SIGMAS: Mapping[str, str] = {
     "use_karras_sigmas": "karras",
     "use_exponential_sigmas": "exponential",
+    "use_beta_sigmas": "beta",
 }
 # Where the config is silent about the spacing (the defaults of diffusers' classes).
 _LEADING = {"PNDMScheduler", "DDIMScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler"}
-# Distilled models are sampled from the last training timestep on; their own timesteps differ by 10
-# at most from this spacing.
-_FROM_THE_LAST = {"LCMScheduler", "TCDScheduler"}
+# Distilled models know 50 timesteps.
+_DISTILLED = {"LCMScheduler", "TCDScheduler"}
 
 
 def from_diffusers(config: Mapping[str, Any], family: Family) -> SchedulerSettings:
@@ -118,8 +124,8 @@ def from_diffusers(config: Mapping[str, Any], family: Family) -> SchedulerSettin
             beta_end=_number(config, "beta_end", settings.beta_end),
             train_steps=int(_number(config, "num_train_timesteps", settings.train_steps)),
             rescale_zero_snr=config.get("rescale_betas_zero_snr") is True,
-            sampler=SAMPLERS.get(name),
-            schedule=sigmas or ("trailing" if name in _FROM_THE_LAST else spacing),
+            sampler=_sampler(name, config),
+            schedule=sigmas or ("lcm" if name in _DISTILLED else spacing),
             spacing=spacing,
             steps_offset=int(_number(config, "steps_offset", 0)),
             shift=_number(config, "shift", 1.0) if "shift" in config else None,
@@ -155,6 +161,13 @@ def checked(settings: SchedulerSettings) -> SchedulerSettings:
         if given is not None and not isinstance(given, kind):
             raise WeightsError(f"scheduler: {name} = {given!r}; expected a {kind.__name__} or null")
     return settings
+
+
+def _sampler(name: str, config: Mapping[str, Any]) -> str | None:
+    for (owner, key, value), sampler in VARIANTS.items():
+        if name == owner and config.get(key) == value:
+            return sampler
+    return SAMPLERS.get(name)
 
 
 def _number(config: Mapping[str, Any], key: str, otherwise: float) -> float:
