@@ -2,8 +2,9 @@
 
 Stages, in order: ``tokenizer`` (seconds), ``text`` (the text encoder), ``vae`` (the autoencoder),
 ``polish`` (its decoder once more), ``unet`` (the denoiser) and ``export`` (a diffusers folder).
-The autoencoder and the denoiser resume from their checkpoints. The defaults are what the shipped
-model was trained with, on two CPU cores; on a GPU (``--device cuda``) a tenth of the minutes does.
+The autoencoder and the denoiser resume from their checkpoints. The default minutes are about what
+the shipped model was trained with, on two CPU cores (see MODEL_CARD.md); a GPU (``--device cuda``)
+needs a fraction of them.
 """
 
 from __future__ import annotations

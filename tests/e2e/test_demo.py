@@ -69,7 +69,7 @@ def test_four_bits(tmp_path: Path, as_shipped: float) -> None:
     "sampler", [s for s in SAMPLERS if s != "lcm"]
 )  # lcm is for models distilled for it
 def test_every_sampler(sampler: str) -> None:
-    assert accuracy(demo_pipeline(), 10, sampler=sampler) >= 0.7
+    assert accuracy(demo_pipeline(), 5, sampler=sampler) >= 0.6
 
 
 # Not for the demo model's noise levels, or not for 20 steps.
@@ -78,7 +78,7 @@ OTHER_MODELS = {"ays", "ays_sdxl", "gits", "turbo"}
 
 @pytest.mark.parametrize("schedule", [s for s in SCHEDULES if s not in OTHER_MODELS])
 def test_every_schedule(schedule: str) -> None:
-    assert accuracy(demo_pipeline(), 10, schedule=schedule, sampler="dpm++2m") >= 0.7
+    assert accuracy(demo_pipeline(), 5, schedule=schedule, sampler="dpm++2m") >= 0.6
 
 
 def test_guidance_one_costs_one_evaluation() -> None:
