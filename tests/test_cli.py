@@ -290,17 +290,19 @@ def test_inspect_a_missing_picture(run: Run) -> None:
 # ------------------------------ convert, devices, bench
 def test_convert(run: Run, library: Library) -> None:
     arguments = ("--type", "q4_0", "--rule", "vae.*=f16", "--rule", "kind:kernel=q8_0", "-f")
+    arguments += ("--default", "guidance=3.5", "--default", "steps=12", "--default", "sampler=heun")
     result = run("convert", "in", "out.gguf", *arguments, "--vae", "v", "--threads", "2")
     assert result.exit_code == 0, result.output
     assert result.stdout == "out.gguf  2.50 GB  (q4_0 x 200, f32 x 3)\n"
     options = {"weight_type": "q4_0", "vae": "v", "threads": 2, "overwrite": True}
     options["rules"] = ["vae.*=f16", "kind:kernel=q8_0"]
+    options["defaults"] = {"guidance": 3.5, "steps": 12, "sampler": "heun"}
     assert library.calls == [("convert", ("in", "out.gguf"), options)]
 
 
 def test_convert_defaults_and_missing_tokenizer(run: Run, library: Library) -> None:
     result = run("convert", "bare.safetensors", "out.gguf")
-    assert library.calls[0][2] == {"rules": None, "overwrite": False}
+    assert library.calls[0][2] == {"rules": None, "defaults": None, "overwrite": False}
     assert "--tokenizer" in result.stderr
 
 

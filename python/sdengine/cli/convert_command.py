@@ -24,16 +24,31 @@ from sdengine.cli.options import given_only, pair
     multiple=True,
     help="Type for parameters whose name matches; may be repeated, the first match wins.",
 )
+@click.option(
+    "--default",
+    "defaults",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="What a generation takes where the caller says nothing, such as guidance=3 or steps=20.",
+)
 @click.option("--vae", metavar="PATH", help="Autoencoder to take instead of the model's.")
 @click.option("--tokenizer", metavar="PATH", help="Tokenizer to take instead of the model's.")
 @click.option("--threads", type=int, help="CPU threads [default: all]")
 @click.option("-f", "--force", is_flag=True, help="Replace DST if it exists.")
-def convert(src: str, dst: str, rules: tuple[str, ...], force: bool, **options: Any) -> None:
+def convert(
+    src: str,
+    dst: str,
+    rules: tuple[str, ...],
+    defaults: tuple[str, ...],
+    force: bool,
+    **options: Any,
+) -> None:
     """Write the model SRC as one self-contained GGUF file DST."""
     import sdengine
 
     for rule in rules:
         pair(rule, "--rule")
+    given = {name: _value(text) for name, text in (pair(d, "--default") for d in defaults)}
     if Path(dst).exists() and not force:
         raise click.UsageError(f"{dst} exists; choose another name, or replace it with --force")
     with progress("converting") as report:
@@ -41,6 +56,7 @@ def convert(src: str, dst: str, rules: tuple[str, ...], force: bool, **options: 
             src,
             dst,
             rules=list(rules) or None,
+            defaults=given or None,
             callback=lambda event: report(event.index, event.count, event.name),
             overwrite=force,
             **given_only(options),
@@ -49,3 +65,13 @@ def convert(src: str, dst: str, rules: tuple[str, ...], force: bool, **options: 
     click.echo(f"{conversion.path}  {readable_bytes(conversion.nbytes)}  ({types})")
     if not conversion.has_tokenizer:
         click.echo("the file carries no tokenizer: give one with --tokenizer", err=True)
+
+
+def _value(text: str) -> int | float | str:
+    """The number that a text spells, or the text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

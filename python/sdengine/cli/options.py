@@ -30,6 +30,7 @@ _MODEL_OPTIONS = (
     click.option(
         "--tokenizer", metavar="PATH", help="Folder with vocab.json and merges.txt, or a JSON file."
     ),
+    click.option("--weight-type", metavar="TYPE", help="Quantize while loading: q8_0, q4_k, ..."),
     click.option("--device", metavar="NAME", help="See `sdengine devices` [default: auto]"),
     click.option("--threads", type=int, help="CPU threads [default: one per physical core]"),
 )
@@ -72,12 +73,12 @@ def _decorated(command: Command, options: tuple[Callable[..., Any], ...]) -> Com
 
 def load_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """Take the model options out of `options`: those given, as arguments of ``sdengine.load``."""
-    names = ("model", "vae", "text_encoders", "tokenizer", "device", "threads")
+    names = ("model", "vae", "text_encoders", "tokenizer", "weight_type", "device", "threads")
     values = {name: options.pop(name) for name in names}
     values["text_encoders"] = dict(pair(text, "--text-encoder") for text in values["text_encoders"])
     given = given_only(values)
     if "model" not in given and given:
-        option = "--" + next(iter(given)).replace("text_encoders", "text-encoder")
+        option = "--" + next(iter(given)).replace("text_encoders", "text-encoder").replace("_", "-")
         raise click.UsageError(f"{option} needs --model")
     return given
 
