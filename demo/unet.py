@@ -72,6 +72,7 @@ def new_scheduler() -> EulerDiscreteScheduler:
         prediction_type="v_prediction",
         timestep_spacing="trailing",
         rescale_betas_zero_snr=True,
+        steps_offset=1,  # unused with this spacing, but Stable Diffusion pipelines ask for it
     )
 
 

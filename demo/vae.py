@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -291,5 +292,5 @@ def to_pictures(pixels: Tensor) -> list[Image.Image]:
 def load_finished(folder: Path, polished: bool = False) -> AutoencoderKL:
     """Load the trained autoencoder, with the polished decoder if wanted and there is one."""
     name = "polish" if polished and (folder / "polish").exists() else "vae"
-    model: AutoencoderKL = AutoencoderKL.from_pretrained(folder / name)
-    return model.eval()
+    # Not from_pretrained, which would write this folder's path into the exported configuration.
+    return _filled(load_file(folder / name / "diffusion_pytorch_model.safetensors"))
