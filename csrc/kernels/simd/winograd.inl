@@ -12,7 +12,8 @@ struct WinogradPlan {
     // Channels whose weights are transformed at a time: few, to stay in the L1 cache, but at least
     // a quantization block.
     int64_t weight_part;
-    // Distances between points: a cache line more than the data, lest points share cache sets.
+    // Distances between the inputs of tiles, and between points of weights and sums: a cache line
+    // more than the data, lest they share cache sets.
     int64_t input_stride, weight_stride, sum_stride;
 
     WinogradPlan(const Product& p, int64_t out_height, int64_t out_width, int threads) {
@@ -26,7 +27,7 @@ struct WinogradPlan {
         const int64_t wanted = threads * 4;
         if (groups * blocks < wanted) groups = min_of(panels, ceil_div(wanted, blocks));
         block_tiles = ceil_div(tiles, blocks);
-        input_stride = block_tiles * slice + 16;
+        input_stride = kPoints * slice + 16;
         weight_part = min_of<int64_t>(slice, max_of<int64_t>(16, ggml_blck_size(p.weight.type)));
         weight_stride = slice * kPanelWidth + 16;
         sum_stride = block_tiles * kPanelWidth + 16;
@@ -40,14 +41,14 @@ struct WinogradScratch {
     Windows& windows;
     float *panel = nullptr, *row_buffer = nullptr;
     float* weights = nullptr;  // [kPoints][slice][kPanelWidth]
-    float* inputs = nullptr;   // [kPoints][block_tiles][slice]
+    float* inputs = nullptr;   // [block_tiles][kPoints][slice]
     float* sums = nullptr;     // for each panel of the group [kPoints][block_tiles][kPanelWidth]
 
     void lay_out(Layout& layout) {
         panel = layout.take<float>(9 * plan.weight_part * kPanelWidth);
         row_buffer = layout.take<float>(row_buffer_size(product.weight, 9 * plan.weight_part));
         weights = layout.take<float>(kPoints * plan.weight_stride);
-        inputs = layout.take<float>(kPoints * plan.input_stride);
+        inputs = layout.take<float>(plan.block_tiles * plan.input_stride);
         sums = layout.take<float>(plan.panels_in_group() * kPoints * plan.sum_stride);
         windows.lay_out(layout);
     }
@@ -64,13 +65,13 @@ struct WinogradItem {
         const float* pixels[kPoints];
         for (int64_t tile = 0; tile < tiles; ++tile) {
             s.windows.point(first + tile, 1, channel, pixels);
-            float* to = s.inputs + tile * plan.slice;
+            float* to = s.inputs + tile * plan.input_stride;
             for_vectors(channels, [&](int64_t c, int64_t n) {
                 const auto read = [&](int y, int x) {
                     return read_lanes(pixels[y * 6 + x] + c, n);
                 };
                 const auto write = [&](int y, int x, Vec v) {
-                    store(to + (y * 6 + x) * plan.input_stride + c, v);
+                    store(to + (y * 6 + x) * plan.slice + c, v);
                 };
                 transform_input_rows<0>(read, write);
                 transform_input_rows<1>(read, write);
@@ -112,7 +113,7 @@ struct WinogradItem {
                 const int64_t begin = part_begin(tiles, parts, part);
                 const int64_t count = part_begin(tiles, parts, part + 1) - begin;
                 for (int64_t i = 0; i < count; ++i)
-                    rows[i] = s.inputs + point * plan.input_stride + (begin + i) * plan.slice;
+                    rows[i] = s.inputs + (begin + i) * plan.input_stride + point * plan.slice;
                 tile_product_for(count, width)(
                     rows, 1, channels, s.weights + point * plan.weight_stride,
                     sums + point * plan.sum_stride + begin * width, width, add);
