@@ -15,17 +15,18 @@ import json
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sdengine import _core
 
 kernels = _core.kernels
-Timed = Callable[[int, list[float]], object]
-
-# Others have blocks of 32, or of 256 if their name contains _K.
-BLOCK_SIZES = {"f32": 1, "f16": 1, "bf16": 1}
+Run = Callable[..., object]
+Array = npt.NDArray[np.float32]
 
 # height = width, in channels, out channels: SD 1.5's UNet at 512 x 512, then the autoencoder's decoder.
 CONVOLUTIONS = [
@@ -71,6 +72,13 @@ ATTENTIONS = [
 NORMS = [(4096, 320), (1024, 640), (256, 1280), (262144, 128)]
 
 
+def block_size(kind: str) -> int:
+    """Elements that a ggml type keeps together."""
+    if kind in ("f32", "f16", "bf16"):
+        return 1
+    return 256 if kind.endswith(("_K", "_xs")) else 32
+
+
 @dataclass
 class Row:
     """One measurement."""
@@ -88,23 +96,24 @@ class Bench:
     """Runs operators with fixed options and collects rows."""
 
     def __init__(self, threads: int, isa: str, repeats: int) -> None:
-        self.options = {"threads": threads, "isa": isa}
+        self.options: dict[str, Any] = {"threads": threads, "isa": isa}
         self.repeats = repeats
         self.rng = np.random.default_rng(0)
 
-    def normal(self, *shape: int) -> np.ndarray:
+    def normal(self, *shape: int) -> Array:
         return self.rng.standard_normal(shape, dtype=np.float32)
 
     def measure(
-        self, name: str, shape: str, kind: str, run: Timed, operations: float, floats: float
+        self, name: str, shape: str, kind: str, run: Run, operations: float, floats: float
     ) -> Row:
         """Medians over the repeats after a warm-up; `operations` counts a multiply-add as two."""
-        run(1, [])
+        run = partial(run, **self.options)
+        run()
         shares: list[float] = []
         seconds: list[float] = []
         for _ in range(self.repeats):
             peak = kernels.peak_gflops(isa=self.options["isa"], repeats=1) * 1e9
-            run(1, seconds)
+            run(seconds=seconds)
             shares.append(operations / seconds[-1] / (peak * self.options["threads"]))
         time = statistics.median(seconds)
         share = statistics.median(shares)
@@ -116,13 +125,10 @@ class Bench:
         for size, inputs, outputs in CONVOLUTIONS:
             x, weight = self.normal(1, size, size, inputs), self.normal(outputs * inputs * 9)
             for kind in types:
-                if weight.size % BLOCK_SIZES.get(kind, 256 if "_K" in kind else 32):
+                if weight.size % block_size(kind):
                     continue
                 packed = kernels.quantize(weight, kind, weight.size)
-
-                def run(n: int, s: list[float], x=x, packed=packed, kind=kind, c=outputs) -> None:
-                    kernels.conv2d(x, packed, kind, c, repeats=n, seconds=s, **self.options)
-
+                run = partial(kernels.conv2d, x, packed, kind, outputs)
                 operations = 2.0 * size * size * weight.size
                 floats = size * size * (inputs + outputs)
                 shape = f"{size}x{size} {inputs}->{outputs}"
@@ -132,13 +138,10 @@ class Bench:
         for rows, inputs, outputs in LINEARS:
             x, weight = self.normal(rows, inputs), self.normal(outputs, inputs)
             for kind in types:
-                if kind.endswith("_K") and inputs % 256:
+                if inputs % block_size(kind):
                     continue
                 packed = kernels.quantize(weight, kind, inputs)
-
-                def run(n: int, s: list[float], x=x, packed=packed, kind=kind, c=outputs) -> None:
-                    kernels.linear(x, packed, kind, c, repeats=n, seconds=s, **self.options)
-
+                run = partial(kernels.linear, x, packed, kind, outputs)
                 operations = 2.0 * rows * weight.size
                 floats = rows * (inputs + outputs)
                 shape = f"{rows} {inputs}->{outputs}"
@@ -147,13 +150,8 @@ class Bench:
     def attention(self) -> Iterator[Row]:
         for queries, keys, heads, width in ATTENTIONS:
             q, k, v = (self.normal(1, n, heads * width) for n in (queries, keys, keys))
-
-            def run(n: int, s: list[float], q=q, k=k, v=v, heads=heads, width=width) -> None:
-                kernels.attention(
-                    q, k, v, heads=heads, kv_heads=heads, scale=width**-0.5, repeats=n, seconds=s,
-                    **self.options,
-                )  # fmt: skip
-
+            options = {"heads": heads, "kv_heads": heads, "scale": width**-0.5}
+            run = partial(kernels.attention, q, k, v, **options)
             operations = 4.0 * heads * queries * keys * width
             shape = f"{queries}x{keys} {heads}x{width}"
             floats = 2 * (queries + keys) * heads * width
@@ -163,29 +161,18 @@ class Bench:
         for pixels, channels in NORMS:
             x, (gamma, beta) = self.normal(1, pixels, channels), self.normal(2, channels)
             shape, floats = f"{pixels} {channels}", 2 * pixels * channels
-
-            def group(n: int, s: list[float], x=x, gamma=gamma, beta=beta) -> None:
-                kernels.group_norm(
-                    x, groups=32, gamma=gamma, beta=beta, silu=True, repeats=n, seconds=s,
-                    **self.options,
-                )  # fmt: skip
-
-            def layer(n: int, s: list[float], x=x[0], gamma=gamma, beta=beta) -> None:
-                kernels.layer_norm(
-                    x, gamma=gamma, beta=beta, repeats=n, seconds=s, **self.options
-                )  # fmt: skip
-
-            def geglu(n: int, s: list[float], x=x[0]) -> None:
-                kernels.geglu(x, repeats=n, seconds=s, **self.options)
-
+            affine = {"gamma": gamma, "beta": beta}
+            group = partial(kernels.group_norm, x, groups=32, silu=True, **affine)
             yield self.measure("group_norm+silu", shape, "f32", group, 0, floats)
+            layer = partial(kernels.layer_norm, x[0], **affine)
             yield self.measure("layer_norm", shape, "f32", layer, 0, floats)
+            geglu = partial(kernels.geglu, x[0])
             yield self.measure("geglu", shape, "f32", geglu, 0, floats * 0.75)
 
 
 def main() -> None:
     """Print the table, and write it where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--isa", default="auto", help=f"auto or one of {', '.join(kernels.isas())}")
     parser.add_argument("--types", default="f32,f16,q8_0,q4_0", help="ggml types of the weights")

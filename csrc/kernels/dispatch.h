@@ -2,9 +2,12 @@
 //
 // The kernels are one source, simd/*.inl, compiled once per instruction set:
 //
-//   isa_plain.cpp    the compiler's default flags (SSE2 on x86-64, NEON on AArch64), 128-bit
-//   vectors isa_avx2.cpp     -mavx2 -mfma -mf16c, 256-bit vectors (x86-64 only) isa_avx512.cpp
-//   -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c, 512-bit vectors (x86-64 only)
+// - isa_plain.cpp: the compiler's default flags, 128-bit vectors (SSE2 on x86-64, NEON on AArch64)
+//
+// - isa_avx2.cpp, x86-64 only: -mavx2 -mfma -mf16c, 256-bit vectors
+//
+// - isa_avx512.cpp, x86-64 only: those and -mavx512f -mavx512bw -mavx512vl -mavx512dq, 512-bit
+//   vectors
 //
 // All with -O3 -ffp-contract=fast, in debug builds too. What these files include must hold no
 // inline function of external linkage that the linker could share between them: see

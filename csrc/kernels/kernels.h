@@ -2,7 +2,10 @@
 // C]; weights are used in place, in any ggml type, and turned into float32 tile by tile.
 //
 // A kernel is one function run by every thread of a team at once; it returns when its share is
-// done. Results do not depend on the number of threads.
+// done (every kernel ends with a barrier, so that its output is complete and the team's state ready
+// for another operator). Results do not depend on the number of threads. An output must not overlap
+// an input: sums are collected in it. Float arrays are aligned to 4 bytes, weights to any byte. A
+// kernel throws nothing and checks nothing; whoever builds the operator answers for its shapes.
 #pragma once
 
 #include <cstdint>
@@ -62,7 +65,9 @@ struct Linear {
 void linear(const Linear& op, Team& team);
 
 // softmax(scale * q k^T + mask) v for each head, without ever holding a [q_len, kv_len] matrix. A
-// head h lies at element offset h * head_dim in each token; strides are in elements.
+// head h lies at element offset h * head_dim in each token; strides are in elements. Causal: query
+// i sees the keys 0 ... i, as in torch, also where kv_len differs from q_len. A query that sees no
+// key gives zeros.
 struct Attention {
     const float *q, *k, *v;
     float* output;

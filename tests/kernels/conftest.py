@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from sdengine import _core
 
 kernels: ModuleType = _core.kernels
+Array = npt.NDArray[Any]
 
 # Direct float32 kernels: relative L2 error against float64.
 DIRECT = 1e-6
@@ -19,7 +22,7 @@ WEIGHT_TYPES = (
 )
 
 
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+def relative_error(found: Array, expected: Array) -> float:
     """The L2 norm of the difference over that of the expectation."""
     assert found.shape == expected.shape
     difference = found.astype(np.float64) - expected.astype(np.float64)
@@ -36,11 +39,11 @@ def isa(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def shifted(array: np.ndarray) -> np.ndarray:
+def shifted(array: Array) -> Array:
     """The same values one float behind a vector boundary."""
     memory = np.empty(array.size + 17, dtype=np.float32)
     offset = (16 - memory.ctypes.data // 4 % 16) % 16 + 1
-    view: np.ndarray = memory[offset : offset + array.size].reshape(array.shape)
+    view: Array = memory[offset : offset + array.size].reshape(array.shape)
     view[...] = array
     assert view.ctypes.data % 64 == 4
     return view

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from tests.kernels.conftest import kernels, relative_error, shifted
+from tests.kernels.conftest import Array, kernels, relative_error, shifted
 
 # Softmax weights carry the rounding of the scores (2^-24 of their size) and of 2^x (1.5e-7).
 BOUND = 1.5e-6
@@ -28,8 +28,8 @@ class Case:
     causal: bool = False
     mask_batch: int = 0
 
-    def data(self, rng: np.random.Generator) -> dict[str, np.ndarray | None]:
-        def draw(tokens: int, heads: int) -> np.ndarray:
+    def data(self, rng: np.random.Generator) -> dict[str, Array | None]:
+        def draw(tokens: int, heads: int) -> Array:
             return rng.standard_normal((self.batch, tokens, heads * self.head_dim), np.float32)
 
         mask = None
@@ -44,16 +44,14 @@ class Case:
             "mask": mask,
         }
 
-    def run(self, data: dict[str, np.ndarray | None], **options: object) -> np.ndarray:
+    def run(self, data: dict[str, Array | None], **options: object) -> Array:
         options.setdefault("scale", self.head_dim**-0.5)
-        y: np.ndarray = kernels.attention(
+        y: Array = kernels.attention(
             **data, heads=self.heads, kv_heads=self.kv_heads, causal=self.causal, **options
         )
         return y
 
-    def expected(
-        self, data: dict[str, np.ndarray | None], scale: float | None = None
-    ) -> np.ndarray:
+    def expected(self, data: dict[str, Array | None], scale: float | None = None) -> Array:
         def split(name: str, heads: int) -> torch.Tensor:
             x = torch.from_numpy(data[name]).double()
             return x.view(self.batch, -1, heads, self.head_dim).transpose(1, 2)

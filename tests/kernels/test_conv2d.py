@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from tests.kernels.conftest import DIRECT, WEIGHT_TYPES, kernels, relative_error, shifted
+from tests.kernels.conftest import DIRECT, WEIGHT_TYPES, Array, kernels, relative_error, shifted
 
 
 @dataclass
@@ -27,18 +28,17 @@ class Case:
     padding: tuple[int, int, int, int] = (1, 1, 1, 1)
     upsample2x: bool = False
     circular: tuple[bool, bool] = (False, False)
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def data(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def data(self, rng: np.random.Generator) -> tuple[Array, Array]:
         shape = (self.batch, self.height, self.width, self.in_channels)
         return (
             rng.standard_normal(shape, dtype=np.float32),
             rng.standard_normal((self.out_channels, self.in_channels, *self.kernel), np.float32),
         )
 
-    def run(self, x: np.ndarray, weight: bytes | np.ndarray, **options: object) -> np.ndarray:
+    def run(self, x: Array, weight: bytes | Array, **options: object) -> Array:
         kind = options.pop("type", "f32")
-        y: np.ndarray = kernels.conv2d(
+        y: Array = kernels.conv2d(
             x,
             weight,
             kind,
@@ -52,7 +52,7 @@ class Case:
         )
         return y
 
-    def expected(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    def expected(self, x: Array, weight: Array) -> Array:
         y = torch.from_numpy(np.array(x)).double().permute(0, 3, 1, 2)
         if self.upsample2x:
             y = F.interpolate(y, scale_factor=2, mode="nearest")
@@ -219,7 +219,7 @@ def test_memory_of_any_alignment(in_channels: int, isa: str, rng: np.random.Gene
     assert np.array_equal(case.run(shifted(x), shifted(weight), isa=isa), expected)
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "none": lambda x: x,
     "silu": F.silu,
     "gelu": F.gelu,
@@ -245,7 +245,7 @@ def test_epilogue(
     bias = rng.standard_normal(37, dtype=np.float32)
     batch_bias = rng.standard_normal((3, 37), dtype=np.float32)
     residual = rng.standard_normal(y.shape, dtype=np.float32)
-    options: dict[str, np.ndarray] = {}
+    options: dict[str, Array] = {}
     if terms[0]:
         options["bias"] = bias
         y = y + torch.from_numpy(bias)

@@ -7,6 +7,14 @@ struct MatrixRows {
     void point(int64_t row, int64_t rows, int64_t channel, const float** pointers) const {
         for (int64_t i = 0; i < rows; ++i) pointers[i] = input + (row + i) * row_stride + channel;
     }
+
+    void prefetch(int64_t row, int64_t rows, int64_t begin, int64_t end) const {
+        constexpr int64_t kLine = 16;
+        constexpr int kIntoL2 = 2;
+        for (int64_t i = 0; i < rows; ++i)
+            for (int64_t c = begin; c < end; c += kLine)
+                __builtin_prefetch(input + (row + i) * row_stride + c, 0, kIntoL2);
+    }
 };
 
 void run_matrix_product(const Product& product, const float* input, Team& team) {
@@ -65,6 +73,9 @@ struct Windows {
             }
         }
     }
+
+    // Windows overlap: most of the next ones' pixels are near already.
+    void prefetch(int64_t, int64_t, int64_t, int64_t) const {}
 
     // Where the pixels of `count` windows from number `first` on lie, from `channel` on:
     // pointers[tap * count + i].

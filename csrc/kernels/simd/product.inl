@@ -133,6 +133,11 @@ struct ProductItem {
             source.point(pixel, rows, channel, s.pointers);
             for (int64_t panel = first_panel; panel < last_panel; ++panel) {
                 const int64_t width = p.panel_width(panel);
+                // Each panel's turn fetches its share of the next tile's input.
+                const int64_t part = panel - first_panel, parts = last_panel - first_panel;
+                if (t + 1 < tiles)
+                    source.prefetch(pixel + rows, rows, channel + part_begin(channels, parts, part),
+                                    channel + part_begin(channels, parts, part + 1));
                 tile_product_for(rows, width)(s.pointers, p.taps, channels, packed(panel), s.tile,
                                               width, false);
                 finish_tile(p, s.tile, width, pixel, rows, panel * kPanelWidth, first, last);
@@ -142,7 +147,8 @@ struct ProductItem {
 };
 
 // Runs the product. `source.point(pixel, rows, channel, pointers)` says where the input of `rows`
-// pixels lies from `channel` on, for each tap: pointers[tap * rows + i].
+// pixels lies from `channel` on, for each tap: pointers[tap * rows + i]. `source.prefetch(pixel,
+// rows, begin, end)` may bring some channels of coming pixels nearer.
 template <class Source>
 void run_product(const Product& p, const Source& source, const ProductScratch& scratch,
                  Team& team) {

@@ -66,8 +66,8 @@ int64_t multiply_add_kernel(int64_t rounds) {
     constexpr int kChains = min_of(kTileRows * kPanelVectors, 12);
     Vec sum[kChains] = {};
     Vec x = splat(0.999f), y = splat(1e-3f);
+    asm volatile("" : "+m"(x), "+m"(y));  // unknown to the compiler
     for (int64_t round = 0; round < rounds; ++round) {
-        asm volatile("" : "+m"(x), "+m"(y));
 #pragma GCC unroll 16
         for (int repeat = 0; repeat < 16; ++repeat)
 #pragma GCC unroll 16
