@@ -47,16 +47,25 @@ class Dpmpp2m : public Sampler {
     using Sampler::Sampler;
 
   protected:
+    struct Coefficients {
+        float weight;        // of the estimate in the new latents
+        float extrapolated;  // how much of its last change is added to the estimate
+    };
+    // `h_last` is the step before, in log sigma.
+    virtual Coefficients coefficients(float h, float h_last) const {
+        return {-std::expm1(-h), h / (2.0f * h_last)};
+    }
+
     void advance(const Denoiser&, float sigma, float next) override {
-        const float h = std::log(sigma / next), ratio = next / sigma, weight = -std::expm1(-h);
+        const float h = std::log(sigma / next), ratio = next / sigma;
         // The first step has no past, and the last one goes to the estimate itself.
-        float extrapolated = 0.0f;
+        Coefficients c{-std::expm1(-h), 0.0f};
         if (!last_.empty() && next > 0.0f)
-            extrapolated = h / (2.0f * std::log(sigmas_[index_ - 1] / sigma));
+            c = coefficients(h, std::log(sigmas_[index_ - 1] / sigma));
         for (size_t i = 0; i < x_.size(); ++i) {
             float estimate = denoised_[i];
-            if (extrapolated != 0.0f) estimate += extrapolated * (denoised_[i] - last_[i]);
-            x_[i] = ratio * x_[i] + weight * estimate;
+            if (c.extrapolated != 0.0f) estimate += c.extrapolated * (denoised_[i] - last_[i]);
+            x_[i] = ratio * x_[i] + c.weight * estimate;
         }
         last_ = denoised_;
     }
@@ -69,30 +78,15 @@ class Dpmpp2m : public Sampler {
 // The variant of 2M that ComfyUI's and stable-diffusion.cpp's users know as "v2": it extrapolates
 // by the ratio of the longer of two steps to the shorter one, and decays over their mean. It is
 // from no paper, and needs even steps in log sigma to be of second order.
-class Dpmpp2mV2 : public Sampler {
+class Dpmpp2mV2 : public Dpmpp2m {
   public:
-    using Sampler::Sampler;
+    using Dpmpp2m::Dpmpp2m;
 
   protected:
-    void advance(const Denoiser&, float sigma, float next) override {
-        const float h = std::log(sigma / next), ratio = next / sigma;
-        float weight = -std::expm1(-h), extrapolated = 0.0f;
-        if (!last_.empty() && next > 0.0f) {
-            const float h_last = std::log(sigmas_[index_ - 1] / sigma);
-            extrapolated = std::min(h, h_last) / (2.0f * std::max(h, h_last));
-            weight = -std::expm1(-(h + h_last) / 2.0f);
-        }
-        for (size_t i = 0; i < x_.size(); ++i) {
-            float estimate = denoised_[i];
-            if (extrapolated != 0.0f) estimate += extrapolated * (denoised_[i] - last_[i]);
-            x_[i] = ratio * x_[i] + weight * estimate;
-        }
-        last_ = denoised_;
+    Coefficients coefficients(float h, float h_last) const override {
+        return {-std::expm1(-(h + h_last) / 2.0f),
+                std::min(h, h_last) / (2.0f * std::max(h, h_last))};
     }
-    std::vector<Values*> history() override { return {&last_}; }
-
-  private:
-    Values last_;
 };
 
 // Second order, single step, with ancestral noise.
