@@ -10,6 +10,7 @@ void bind_weights(pybind11::module_& m);
 void bind_networks(pybind11::module_& m);
 void bind_stages(pybind11::module_& m);
 void bind_kernels(pybind11::module_& m);
+void bind_schedules(pybind11::module_& m);
 void bind_sampling(pybind11::module_& m);
 
 }  // namespace sde::bindings

@@ -5,7 +5,6 @@
 #include "bindings/bindings.h"
 #include "sampling/noise_levels.h"
 #include "sampling/sampler.h"
-#include "sampling/schedules.h"
 
 namespace py = pybind11;
 
@@ -13,10 +12,6 @@ namespace sde::bindings {
 namespace {
 
 using namespace sampling;
-
-py::array_t<float> vector_to_numpy(const std::vector<float>& values) {
-    return to_numpy(values, Shape{static_cast<int64_t>(values.size())});
-}
 
 py::array_t<float> normal(const std::vector<int64_t>& shape, uint64_t seed,
                           const std::string& kind) {
@@ -76,7 +71,6 @@ void bind_sampling(py::module_& m) {
     m.def("normal", normal, py::arg("shape"), py::arg("seed"), py::arg("kind") = "torch-cpu",
           "What torch.randn(shape) gives with torch's CPU or CUDA generator seeded with `seed`.");
     m.def("sampler_names", sampler_names);
-    m.def("schedule_names", schedule_names);
 
     py::class_<NormalSource>(m, "NormalSource", "Noise with one generator per picture.")
         .def(py::init<const std::vector<uint64_t>&, const std::string&>(), py::arg("seeds"),
@@ -91,37 +85,6 @@ void bind_sampling(py::module_& m) {
             py::arg("shape"),
             "Float32 noise [N, ...], entry i from generator i; the next call continues.")
         .def("save", [](const NormalSource& source) { return py::bytes(source.save()); });
-
-    py::class_<NoiseLevels>(m, "NoiseLevels", "The sigmas of a model's training timesteps.")
-        .def(py::init<const std::string&, double, double, int, bool>(), py::arg("kind"),
-             py::arg("beta_start"), py::arg("beta_end"), py::arg("count"),
-             py::arg("zero_terminal_snr") = false)
-        .def_property_readonly("sigma_min", &NoiseLevels::sigma_min)
-        .def_property_readonly("sigma_max", &NoiseLevels::sigma_max)
-        .def("sigma", &NoiseLevels::sigma, py::arg("timestep"))
-        .def("timestep", &NoiseLevels::timestep, py::arg("sigma"))
-        .def("__len__", &NoiseLevels::count)
-        .def(
-            "__getitem__",
-            [](const NoiseLevels& levels, int index) {
-                if (index < 0 || index >= levels.count()) throw py::index_error();
-                return levels[index];
-            },
-            py::arg("index"));
-
-    py::class_<Schedule>(m, "Schedule",
-                         "The noise levels of a run, with the timesteps that the network is told.")
-        .def(py::init([](const std::string& name, int steps, const NoiseLevels& levels,
-                         std::optional<float> rho, int steps_offset) {
-                 return make_schedule(name, steps, levels, {rho, steps_offset});
-             }),
-             py::arg("name"), py::arg("steps"), py::arg("levels"), py::arg("rho") = py::none(),
-             py::arg("steps_offset") = 0)
-        .def_property_readonly("sigmas",
-                               [](const Schedule& s) { return vector_to_numpy(s.sigmas); })
-        .def_property_readonly("timesteps",
-                               [](const Schedule& s) { return vector_to_numpy(s.timesteps); })
-        .def_readonly("initial_scale", &Schedule::initial_scale);
 
     py::class_<PythonSampler>(m, "Sampler",
                               "A sampler over a Python callable (x, sigma) -> denoised.")
