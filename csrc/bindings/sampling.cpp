@@ -44,14 +44,14 @@ class PythonSampler {
                                 NormalSource(seeds, noise), std::move(options));
     }
 
+    // The callable returns the estimate, or a pair of it and the estimate without guidance.
     void step(const py::function& denoiser) {
-        sampler_->step([&](std::span<const float> x, float sigma, std::span<float> denoised) {
-            const FloatArray result(denoiser(array(x), sigma));
-            if (!(shape_of(result) == shape_))
-                throw Error(ErrorKind::Parameter, "the denoiser returned an array of shape " +
-                                                      shape_of(result).text() + " for x " +
-                                                      shape_.text());
-            std::copy(result.data(), result.data() + result.size(), denoised.begin());
+        sampler_->step([&](std::span<const float> x, float sigma, std::span<float> denoised,
+                           std::span<float> unguided) {
+            const py::object result = denoiser(array(x), sigma);
+            const bool pair = py::isinstance<py::tuple>(result) && py::len(result) == 2;
+            copy(pair ? result[py::int_(0)] : result, denoised);
+            if (!unguided.empty()) copy(pair ? result[py::int_(1)] : result, unguided);
         });
     }
 
@@ -61,6 +61,15 @@ class PythonSampler {
     Sampler& get() { return *sampler_; }
 
   private:
+    void copy(const py::object& result, std::span<float> to) const {
+        const FloatArray values(result);
+        if (!(shape_of(values) == shape_))
+            throw Error(ErrorKind::Parameter, "the denoiser returned an array of shape " +
+                                                  shape_of(values).text() + " for x " +
+                                                  shape_.text());
+        std::copy(values.data(), values.data() + values.size(), to.begin());
+    }
+
     Shape shape_;
     std::unique_ptr<Sampler> sampler_;
 };

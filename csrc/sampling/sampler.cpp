@@ -51,7 +51,8 @@ Sampler::Sampler(Values x, std::vector<float> sigmas, NormalSource noise, Sample
 void Sampler::step(const Denoiser& denoiser) {
     if (done()) throw Error(ErrorKind::Parameter, "the run is finished; there is no step left");
     Values denoised(x_.size());
-    evaluate(denoiser, x_, sigma(), denoised);
+    unguided_.resize(reads_unguided() ? x_.size() : 0);
+    evaluate(denoiser, x_, sigma(), denoised, unguided_);
     // Samplers with several evaluations per step change x_ and their history after the last one, so
     // a throwing denoiser leaves them; noise they may have drawn before.
     const NormalSource noise = noise_;
@@ -69,10 +70,10 @@ void Sampler::step(const Denoiser& denoiser) {
     ++index_;
 }
 
-void Sampler::evaluate(const Denoiser& denoiser, const Values& x, float sigma,
-                       Values& denoised) const {
-    denoiser(x, sigma, denoised);
-    if (!finite(denoised))
+void Sampler::evaluate(const Denoiser& denoiser, const Values& x, float sigma, Values& denoised,
+                       std::span<float> unguided) const {
+    denoiser(x, sigma, denoised, unguided);
+    if (!finite(denoised) || !finite(unguided))
         throw Error(ErrorKind::Numeric, "the denoiser produced NaN or infinity at step " +
                                             std::to_string(index_ + 1) + " of " +
                                             std::to_string(steps()) + " (sigma " +

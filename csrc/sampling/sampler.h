@@ -13,9 +13,11 @@
 
 namespace sde::sampling {
 
-// Fills `denoised` with the estimate of the clean latents for x at noise level sigma.
-using Denoiser =
-    std::function<void(std::span<const float> x, float sigma, std::span<float> denoised)>;
+// Fills `denoised` with the estimate of the clean latents for x at noise level sigma, and
+// `unguided`, where it is not empty, with the estimate without guidance (that of the negative
+// prompt).
+using Denoiser = std::function<void(std::span<const float> x, float sigma,
+                                    std::span<float> denoised, std::span<float> unguided)>;
 
 struct SamplerOptions {
     std::optional<float> eta;  // noise of ancestral samplers; absent = the sampler's own default
@@ -53,8 +55,11 @@ class Sampler {
     virtual void advance(const Denoiser& denoiser, float sigma, float next) = 0;
     // Arrays of earlier steps that advance() reads.
     virtual std::vector<Values*> history() { return {}; }
+    // True for samplers that read unguided_ (CFG++).
+    virtual bool reads_unguided() const { return false; }
 
-    void evaluate(const Denoiser& denoiser, const Values& x, float sigma, Values& denoised) const;
+    void evaluate(const Denoiser& denoiser, const Values& x, float sigma, Values& denoised,
+                  std::span<float> unguided = {}) const;
     void add_noise(float scale) { add_noise(scale, x_); }
     void add_noise(float scale, Values& to);  // to += scale * s_noise * n
     Values slope() const;                     // dx / dsigma = (x_ - denoised_) / sigma
@@ -62,6 +67,7 @@ class Sampler {
     const NoiseLevels& levels() const;
 
     Values x_, denoised_;
+    Values unguided_;  // beside denoised_; empty unless reads_unguided()
     std::vector<float> sigmas_;
     int index_ = 0;
 

@@ -59,9 +59,9 @@ DenoiseRun::DenoiseRun(std::shared_ptr<Runner> denoiser, Conditions conditions,
 
 void DenoiseRun::step(const CancelCheck& cancel) {
     if (cancel && cancel()) throw Error(ErrorKind::Cancelled, "the run was cancelled");
-    sampler_->step([&](std::span<const float> x, float sigma, std::span<float> denoised) {
-        denoise(x, sigma, denoised, cancel);
-    });
+    sampler_->step(
+        [&](std::span<const float> x, float sigma, std::span<float> denoised,
+            std::span<float> unguided) { denoise(x, sigma, denoised, unguided, cancel); });
 }
 
 float DenoiseRun::timestep(float sigma) const {
@@ -71,7 +71,7 @@ float DenoiseRun::timestep(float sigma) const {
 }
 
 void DenoiseRun::denoise(std::span<const float> x, float sigma, std::span<float> denoised,
-                         const CancelCheck& cancel) {
+                         std::span<float> unguided, const CancelCheck& cancel) {
     const int64_t batch = latents_[0], copies = guided_ ? 2 : 1;
     const int64_t size = latents_.elements() / batch;
     const int64_t extra =
@@ -99,6 +99,8 @@ void DenoiseRun::denoise(std::span<const float> x, float sigma, std::span<float>
                                             outputs.at("prediction").shape.text() +
                                             " for latents of " + latents_.text());
     ++evaluations_;
+    if (!unguided.empty())
+        prediction_.denoise(x, std::span(output).last(x.size()), sigma, unguided);
     if (!guided_) return prediction_.denoise(x, output, sigma, denoised);
     std::vector<float> combined(x.size());
     const std::span<const float> both(output);

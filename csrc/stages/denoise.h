@@ -48,7 +48,7 @@ class DenoiseRun {
 
   private:
     void denoise(std::span<const float> x, float sigma, std::span<float> denoised,
-                 const CancelCheck& cancel);
+                 std::span<float> unguided, const CancelCheck& cancel);
     void guide(std::span<const float> positive, std::span<const float> negative,
                std::span<float> out) const;
     float timestep(float sigma) const;
