@@ -5,7 +5,16 @@ A new family is one file here and one entry in `FAMILIES`: see docs/adding-a-mod
 
 from __future__ import annotations
 
-from sdengine.families.family import Component, Config, Family, Shape, Task, Variant
+from sdengine.families.family import (
+    Component,
+    Config,
+    Family,
+    Shape,
+    SizeConditioning,
+    Task,
+    TextUse,
+    Variant,
+)
 from sdengine.families.sd1 import SD1
 from sdengine.families.settings import Betas, Defaults, LatentFormat, Prediction
 
@@ -23,6 +32,8 @@ __all__ = [
     "LatentFormat",
     "Prediction",
     "Shape",
+    "SizeConditioning",
     "Task",
+    "TextUse",
     "Variant",
 ]

@@ -58,6 +58,32 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class TextUse:
+    """How a family reads one of its text encoders. The contexts are joined along their width, in order."""
+
+    component: str
+    skip: int = 0
+    """Layers left out at the end: 1 reads the last but one. ``clip_skip`` counts from here."""
+    final_norm: bool = True
+    """Whether the encoder's last norm is applied to the context."""
+    pooled: bool = False
+    """The pooled text is this encoder's (projected where it has a projection)."""
+    pad: int | None = None
+    """Token id that fills up a chunk; None is the tokenizer's own."""
+
+
+@dataclass(frozen=True)
+class SizeConditioning:
+    """Numbers about the picture that the denoiser is told, behind the pooled text (SDXL, arXiv 2307.01952)."""
+
+    names: tuple[str, ...]
+    """In order; of original_height, original_width, crop_top, crop_left, target_height,
+    target_width, aesthetic_score."""
+    width: int = 256
+    """Of the sinusoid that each becomes."""
+
+
+@dataclass(frozen=True)
 class Family:
     """Models that are loaded and sampled the same way."""
 
@@ -75,6 +101,11 @@ class Family:
     defaults: Defaults
     attention_heads: int
     """Heads per attention of the denoiser where the file does not say; tensors cannot tell."""
+    text: tuple[TextUse, ...] = (TextUse("text_encoder"),)
+    """How the text encoders are read."""
+    size_conditioning: SizeConditioning | None = None
+    empty_negative_is_zeros: bool = False
+    """An empty negative prompt is not encoded: context and pooled text are zeros (diffusers' SDXL)."""
     variants: tuple[Variant, ...] = ()
 
     def component(self, name: str) -> Component:
