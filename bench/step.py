@@ -38,7 +38,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     report["unet_probe"] = measuring.probe(noise)
     report["unet_peak_memory"] = measuring.peak_memory()
-    report["unet_activations"] = pipe._denoiser.activation_bytes
+    report["unet_activations"] = pipe.denoiser.activation_bytes
     report["unet_graphs_built"] = pipe.graphs_built["unet"]
 
     if arguments.vae:
@@ -46,7 +46,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             lambda: pipe.decode_latents(latents, output_type="numpy"), 1
         )
         report["vae_probe"] = measuring.probe(picture)
-        report["vae_activations"] = pipe._vae.decoder.activation_bytes
+        report["vae_activations"] = pipe.vae.decoder.activation_bytes
     report["peak_memory"] = measuring.peak_memory()
 
     if arguments.guided:

@@ -185,7 +185,7 @@ def _write_model_index(path: Path, in_channels: int) -> None:
 # ------------------------------ layouts
 def component_state_dict(folder: str | Path, component: str) -> dict[str, torch.Tensor]:
     """The tensors of one component of a diffusers folder, under the names of its file."""
-    names = {"text_encoder": "model.safetensors"}
+    names = dict.fromkeys(("text_encoder", "text_encoder_2"), "model.safetensors")
     file = Path(folder) / component / names.get(component, "diffusion_pytorch_model.safetensors")
     return dict(load_file(file))
 

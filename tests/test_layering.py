@@ -34,6 +34,7 @@ PYTHON = {
     "images": {"errors"},
     "metadata": {"errors"},
     "random": {"errors", "_core"},
+    "guidance": {"errors", "_core"},
     "sampling": {"errors", "_core", "random"},
     "keys": {"errors", "formats"},
     "families": {"errors", "formats", "keys"},

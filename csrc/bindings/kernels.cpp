@@ -103,6 +103,7 @@ Activation parse_activation(const std::string& name) {
     if (name == "gelu") return Activation::Gelu;
     if (name == "gelu_tanh") return Activation::GeluTanh;
     if (name == "quick_gelu") return Activation::QuickGelu;
+    if (name == "relu") return Activation::Relu;
     reject("unknown activation '" + name + "'");
 }
 
@@ -144,13 +145,14 @@ Weight weight_of(const py::buffer_info& bytes, const std::string& type_name, int
 struct EpilogueArguments {
     OptionalFloats bias, batch_bias, residual;
     std::string activation;
+    bool residual_inside = false;
 
     Epilogue over(int64_t batch, int64_t rows, int64_t channels) const {
         expect_size("bias", bias, channels);
         expect_size("batch_bias", batch_bias, batch * channels);
         expect_size("residual", residual, rows * channels);
-        return {data_of(bias), data_of(batch_bias), data_of(residual),
-                parse_activation(activation)};
+        return {data_of(bias), data_of(batch_bias), data_of(residual), parse_activation(activation),
+                residual_inside};
     }
 };
 
@@ -159,8 +161,9 @@ py::array_t<float> run_conv2d(const Floats& input, const py::buffer& weight,
                               std::array<int, 2> kernel, int stride, std::array<int, 4> padding,
                               bool upsample2x, std::array<bool, 2> circular, OptionalFloats bias,
                               OptionalFloats batch_bias, OptionalFloats residual,
-                              std::string activation, const std::string& method, int threads,
-                              const std::string& isa, int repeats, py::object seconds) {
+                              std::string activation, bool residual_inside,
+                              const std::string& method, int threads, const std::string& isa,
+                              int repeats, py::object seconds) {
     expect_axes("input", input, 4);
     const Run run(threads, isa, repeats, std::move(seconds));
     const py::buffer_info bytes = weight.request();
@@ -181,7 +184,7 @@ py::array_t<float> run_conv2d(const Floats& input, const py::buffer& weight,
     if (spare_h < 0 || spare_w < 0) reject("the input is smaller than the kernel");
     const int64_t out_height = spare_h / stride + 1, out_width = spare_w / stride + 1;
     const EpilogueArguments epilogue{std::move(bias), std::move(batch_bias), std::move(residual),
-                                     std::move(activation)};
+                                     std::move(activation), residual_inside};
     op.epilogue = epilogue.over(op.batch, op.batch * out_height * out_width, out_channels);
     py::array_t<float> output({op.batch, out_height, out_width, out_channels});
     op.output = output.mutable_data();
@@ -214,8 +217,9 @@ py::array_t<float> run_linear(const Floats& input, const py::buffer& weight,
 
 py::array_t<float> run_attention(const Floats& q, const Floats& k, const Floats& v, int64_t heads,
                                  int64_t kv_heads, float scale, bool causal,
-                                 const OptionalFloats& mask, int threads, const std::string& isa,
-                                 int repeats, py::object seconds) {
+                                 const OptionalFloats& mask, float softcap,
+                                 const OptionalFloats& distance_bias, int threads,
+                                 const std::string& isa, int repeats, py::object seconds) {
     for (const Floats* array : {&q, &k, &v}) expect_axes("q, k, v", *array, 3);
     const Run run(threads, isa, repeats, std::move(seconds));
     Attention op{};
@@ -231,7 +235,9 @@ py::array_t<float> run_attention(const Floats& q, const Floats& k, const Floats&
     op.k_token_stride = op.v_token_stride = k.shape(2);
     op.q_batch_stride = op.output_batch_stride = op.q_len * q.shape(2);
     op.k_batch_stride = op.v_batch_stride = op.kv_len * k.shape(2);
-    op.scale = scale, op.causal = causal;
+    op.scale = scale, op.causal = causal, op.softcap = softcap;
+    expect_size("distance_bias", distance_bias, heads * (op.q_len + op.kv_len - 1));
+    op.distance_bias = data_of(distance_bias);
     if (mask) {
         expect_axes("mask", *mask, 3);
         op.mask = mask->data(), op.mask_batch = mask->shape(0);
@@ -360,15 +366,17 @@ void bind_kernels(py::module_& m) {
           py::arg("out_channels"), py::kw_only(), py::arg("kernel") = std::array{3, 3},
           py::arg("stride") = 1, py::arg("padding") = std::array{1, 1, 1, 1},
           py::arg("upsample2x") = false, py::arg("circular") = std::array{false, false}, bias,
-          batch_bias, residual, activation, py::arg("method") = "auto", threads, isa, repeats,
-          seconds, "Input [N, H, W, C]; padding top, left, bottom, right; circular x, y.");
+          batch_bias, residual, activation, py::arg("residual_inside") = false,
+          py::arg("method") = "auto", threads, isa, repeats, seconds,
+          "Input [N, H, W, C]; padding top, left, bottom, right; circular x, y.");
     k.def("linear", run_linear, py::arg("input").noconvert(), py::arg("weight"), py::arg("type"),
           py::arg("out_features"), py::kw_only(), py::arg("rows_per_batch") = 0, bias, batch_bias,
           residual, activation, threads, isa, repeats, seconds);
     k.def("attention", run_attention, py::arg("q").noconvert(), py::arg("k").noconvert(),
           py::arg("v").noconvert(), py::kw_only(), py::arg("heads"), py::arg("kv_heads"),
-          py::arg("scale"), py::arg("causal") = false, py::arg("mask") = py::none(), threads, isa,
-          repeats, seconds, "q, k, v: [batch, tokens, heads * head_dim].");
+          py::arg("scale"), py::arg("causal") = false, py::arg("mask") = py::none(),
+          py::arg("softcap") = 0.0f, py::arg("distance_bias") = py::none(), threads, isa, repeats,
+          seconds, "q, k, v: [batch, tokens, heads * head_dim].");
     k.def("group_norm", run_group_norm, py::arg("input").noconvert(), py::kw_only(),
           py::arg("groups"), py::arg("gamma"), py::arg("beta"), py::arg("eps") = 1e-5f,
           py::arg("silu") = false, threads, isa, repeats, seconds, "Input [N, pixels, C].");

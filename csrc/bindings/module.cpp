@@ -16,8 +16,8 @@ PYBIND11_MODULE(_core, m) {
     sde::bindings::bind_errors(m);
     sde::bindings::bind_weights(m);
     sde::bindings::bind_networks(m);
+    sde::bindings::bind_schedules(m);
     sde::bindings::bind_stages(m);
     sde::bindings::bind_kernels(m);
-    sde::bindings::bind_schedules(m);
     sde::bindings::bind_sampling(m);
 }

@@ -62,7 +62,7 @@ void bind_networks(py::module_& m) {
         "parameters",
         [](const std::string& kind, const py::dict& config) {
             // Both halves of an autoencoder are one component in every file.
-            const bool autoencoder = kind == "autoencoder_kl";
+            const bool autoencoder = kind == "autoencoder_kl" || kind == "autoencoder_tiny";
             const Config values = to_config(config);
             auto list = networks::list_parameters(autoencoder ? kind + "_encoder" : kind, values);
             if (autoencoder)
@@ -88,11 +88,26 @@ void bind_networks(py::module_& m) {
         .def("run", run, py::arg("inputs"), py::arg("options") = networks::Options{},
              py::arg("cancel") = nullptr,
              "Evaluate once: arrays by name in, arrays by name out. The GIL is released.")
+        .def(
+            "planned_bytes",
+            [](const Runner& runner, const std::map<std::string, std::vector<int64_t>>& shapes,
+               const networks::Options& options) {
+                networks::InputShapes given;
+                for (const auto& [name, dims] : shapes) given[name] = Shape(dims);
+                return runner.planned_bytes(given, options);
+            },
+            py::arg("shapes"), py::arg("options") = networks::Options{},
+            "Bytes of activations that an evaluation at these input shapes takes; none is "
+            "allocated.")
         .def("release", &Runner::release, py::call_guard<py::gil_scoped_release>(),
              "Free the graphs; the next run builds them again.")
+        .def("release_weights", &Runner::release_weights, py::call_guard<py::gil_scoped_release>(),
+             "Let mapped weights leave memory; the next run reads them again from the file.")
         .def_property_readonly(
             "activation_bytes",
             py::cpp_function(&Runner::activation_bytes, py::call_guard<py::gil_scoped_release>()))
+        .def_property_readonly("guidance_layers",
+                               [](const Runner& r) { return r.guidance_support().layers; })
         .def_property_readonly("graphs_built", &Runner::graphs_built);
 }
 

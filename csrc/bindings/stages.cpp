@@ -1,5 +1,8 @@
 #include <pybind11/stl.h>
 
+#include <array>
+#include <limits>
+
 #include "base/cancel.h"
 #include "bindings/arrays.h"
 #include "bindings/bindings.h"
@@ -16,10 +19,11 @@ using Stage = HostArray (*)(Runner&, const HostArray&, int64_t, const Tiling&, c
 
 template <Stage stage>
 py::array_t<float> run_autoencoder(Runner& network, const FloatArray& array, int64_t factor,
-                                   int64_t tile, int64_t overlap, const CancelToken* cancel) {
+                                   int64_t tile, int64_t overlap, int64_t circular,
+                                   const CancelToken* cancel) {
     const HostArray input = to_host(array);
     const HostArray output = without_gil(cancel, [&](const CancelCheck& check) {
-        return stage(network, input, factor, {tile, overlap}, check);
+        return stage(network, input, factor, {tile, overlap, circular}, check);
     });
     return to_numpy(output.floats, output.shape);
 }
@@ -32,26 +36,57 @@ HostArrays to_host_arrays(const NamedArrays& arrays) {
     return out;
 }
 
+Branch make_branch(const std::string& role, const NamedArrays& inputs, float weight,
+                   const std::optional<FloatArray>& extra_channels) {
+    Branch branch{Branch::parse(role), to_host_arrays(inputs), weight, {}};
+    if (extra_channels) branch.extra_channels = to_host(*extra_channels);
+    return branch;
+}
+
+using Phases = std::vector<std::pair<int, std::vector<Branch>>>;
+using BlendArrays = std::tuple<FloatArray, FloatArray, FloatArray>;
+
 std::unique_ptr<DenoiseRun> make_run(
     std::shared_ptr<Runner> denoiser, const std::string& sampler, const FloatArray& x,
     const sampling::Schedule& schedule, const sampling::NoiseLevels& levels,
-    const std::string& prediction, const std::vector<uint64_t>& seeds,
-    const std::string& noise_state, const NamedArrays& positive, const NamedArrays& negative,
-    const std::optional<FloatArray>& extra_channels, float guidance_scale, float guidance_rescale,
-    std::optional<float> eta) {
-    Conditions conditions{to_host_arrays(positive), to_host_arrays(negative), {}};
-    if (extra_channels) conditions.extra_channels = to_host(*extra_channels);
+    const sampling::Prediction& prediction, const std::vector<uint64_t>& seeds,
+    const std::string& noise_state, const std::string& noise, Phases phases,
+    const sampling::Guidance& guidance, std::optional<float> eta, float s_noise,
+    std::optional<bool> brownian, std::optional<int> order, const std::array<float, 3>& churn,
+    const std::optional<BlendArrays>& blend, const networks::Options& run_options, bool split) {
     const HostArray start = to_host(x);
     if (seeds.empty() || start.floats.empty() || start.floats.size() % seeds.size() != 0)
         throw Error(ErrorKind::Parameter, "one seed per picture is needed");
-    sampling::NormalSource noise(seeds);
-    if (!noise_state.empty()) noise.restore(noise_state);
-    auto made =
-        sampling::make_sampler(sampler, start.floats, schedule.sigmas, std::move(noise),
-                               {eta, 1.0f, std::make_shared<const sampling::NoiseLevels>(levels)});
-    return std::make_unique<DenoiseRun>(
-        std::move(denoiser), std::move(conditions), sampling::Prediction::parse(prediction),
-        Guidance{guidance_scale, guidance_rescale}, levels, schedule, start.shape, std::move(made));
+    sampling::NormalSource source(seeds, noise);
+    if (!noise_state.empty()) source.restore(noise_state);
+    sampling::SamplerOptions options{
+        .eta = eta,
+        .s_noise = s_noise,
+        .levels = std::make_shared<const sampling::NoiseLevels>(levels),
+        .flow = levels.kind() == sampling::NoiseLevels::Kind::Flow,
+        .brownian = brownian,
+        .order = order,
+        .churn = {churn[0], churn[1], churn[2]}};
+    const auto make_sampler = [=] {
+        return sampling::make_sampler(sampler, start.floats, schedule.sigmas, source, options);
+    };
+    auto setup = std::make_shared<DenoiseSetup>(DenoiseSetup{std::move(denoiser),
+                                                             prediction,
+                                                             levels,
+                                                             schedule,
+                                                             start.shape,
+                                                             make_sampler,
+                                                             {},
+                                                             guidance,
+                                                             {},
+                                                             run_options,
+                                                             split});
+    for (auto& [until, branches] : phases) setup->phases.push_back({until, std::move(branches)});
+    if (blend) {
+        const auto& [original, kept_noise, mask] = *blend;
+        setup->blend = Blend{to_host(original), to_host(kept_noise), to_host(mask)};
+    }
+    return std::make_unique<DenoiseRun>(std::move(setup));
 }
 
 py::array_t<float> latents(const DenoiseRun& run, std::span<const float> values) {
@@ -62,10 +97,13 @@ void bind_denoise(py::module_& m) {
     py::class_<DenoiseRun>(m, "DenoiseRun", "One generation's denoising, step by step.")
         .def(py::init(&make_run), py::arg("denoiser"), py::kw_only(), py::arg("sampler"),
              py::arg("x"), py::arg("schedule"), py::arg("levels"), py::arg("prediction"),
-             py::arg("seeds"), py::arg("noise_state") = "", py::arg("positive"),
-             py::arg("negative"), py::arg("extra_channels") = py::none(),
-             py::arg("guidance_scale") = 1.0f, py::arg("guidance_rescale") = 0.0f,
-             py::arg("eta") = py::none())
+             py::arg("seeds"), py::arg("noise_state") = "", py::arg("noise") = "torch-cpu",
+             py::arg("phases"), py::arg("guidance") = sampling::Guidance{},
+             py::arg("eta") = py::none(), py::arg("s_noise") = 1.0f,
+             py::arg("brownian") = py::none(), py::arg("order") = py::none(),
+             py::arg("churn") = std::array{0.0f, 0.0f, std::numeric_limits<float>::infinity()},
+             py::arg("blend") = py::none(), py::arg("options") = networks::Options{},
+             py::arg("split") = false)
         .def(
             "step",
             [](DenoiseRun& run, const CancelToken* cancel) {
@@ -82,23 +120,77 @@ void bind_denoise(py::module_& m) {
         .def_property_readonly("done", [](const DenoiseRun& r) { return r.sampler().done(); })
         .def_property_readonly("evaluations", &DenoiseRun::evaluations)
         .def("save", [](const DenoiseRun& r) { return py::bytes(r.save()); })
-        .def("restore", &DenoiseRun::restore, py::arg("state"));
+        .def("restore", &DenoiseRun::restore, py::arg("state"))
+        .def("fork", &DenoiseRun::fork, "A run of its own that continues bit for bit.")
+        .def(
+            "set_latents",
+            [](DenoiseRun& r, const FloatArray& values) { r.set_latents(to_host(values)); },
+            py::arg("latents"), "Replace the latents between two steps.");
+}
+
+using IntervalPair = std::pair<float, float>;
+using LayerFigures = std::tuple<std::vector<std::string>, float, IntervalPair>;
+
+sampling::LayerGuidance layer_guidance(const LayerFigures& figures) {
+    const auto& [layers, scale, interval] = figures;
+    return {layers, scale, {interval.first, interval.second}};
+}
+
+sampling::Guidance make_guidance(std::vector<float> scales, IntervalPair interval, float rescale,
+                                 float image_scale,
+                                 const std::optional<std::tuple<float, float, float>>& projection,
+                                 const std::optional<std::pair<float, float>>& threshold,
+                                 const std::optional<std::pair<float, float>>& mimic,
+                                 const std::optional<LayerFigures>& skip,
+                                 const std::optional<LayerFigures>& perturb,
+                                 const std::optional<std::tuple<float, float, float>>& nag,
+                                 std::optional<int> zero_steps) {
+    sampling::Guidance guidance;
+    guidance.scales = std::move(scales);
+    guidance.interval = {interval.first, interval.second};
+    guidance.rescale = rescale;
+    guidance.image_scale = image_scale;
+    if (projection)
+        guidance.projection = std::make_from_tuple<sampling::AdaptiveProjection>(*projection);
+    if (threshold) guidance.threshold = {threshold->first, threshold->second};
+    if (mimic) guidance.mimic = {mimic->first, mimic->second};
+    if (skip) guidance.skip = layer_guidance(*skip);
+    if (perturb) guidance.perturb = layer_guidance(*perturb);
+    if (nag) guidance.nag = std::make_from_tuple<sampling::NormalizedAttention>(*nag);
+    if (zero_steps) guidance.zero_star = {*zero_steps};
+    guidance.check();
+    return guidance;
+}
+
+void bind_guidance(py::module_& m) {
+    py::class_<sampling::Guidance>(m, "Guidance", "How several conditions become one estimate.")
+        .def(py::init(&make_guidance), py::kw_only(), py::arg("scales") = std::vector<float>{1.0f},
+             py::arg("interval") = IntervalPair{0.0f, 1.0f}, py::arg("rescale") = 0.0f,
+             py::arg("image_scale") = 1.0f, py::arg("projection") = py::none(),
+             py::arg("threshold") = py::none(), py::arg("mimic") = py::none(),
+             py::arg("skip") = py::none(), py::arg("perturb") = py::none(),
+             py::arg("nag") = py::none(), py::arg("zero_steps") = py::none());
+    py::class_<Branch>(m, "Branch", "One condition: its inputs, with one entry per picture.")
+        .def(py::init(&make_branch), py::arg("role"), py::arg("inputs"), py::arg("weight") = 1.0f,
+             py::arg("extra_channels") = py::none());
 }
 
 }  // namespace
 
 void bind_stages(py::module_& m) {
+    bind_guidance(m);
     bind_denoise(m);
     m.def("decode_latents", run_autoencoder<decode_latents>, py::arg("decoder"), py::arg("latents"),
-          py::arg("factor"), py::arg("tile") = 0, py::arg("overlap") = 0,
+          py::arg("factor"), py::arg("tile") = 0, py::arg("overlap") = 0, py::arg("circular") = 0,
           py::arg("cancel") = nullptr,
           "Latents [N, C, h, w] (unscaled) to pictures [N, 3, h * factor, w * factor]; tile 0 "
-          "means one piece.");
-    m.def("encode_image", run_autoencoder<encode_image>, py::arg("encoder"), py::arg("image"),
-          py::arg("factor"), py::arg("tile") = 0, py::arg("overlap") = 0,
-          py::arg("cancel") = nullptr,
-          "Pictures [N, 3, H, W] to moments [N, 2 C, H / factor, W / factor]; tile 0 means one "
-          "piece.");
+          "means one piece; circular bit 1 wraps x around, bit 2 y.");
+    m.def(
+        "encode_image", run_autoencoder<encode_image>, py::arg("encoder"), py::arg("image"),
+        py::arg("factor"), py::arg("tile") = 0, py::arg("overlap") = 0, py::arg("circular") = 0,
+        py::arg("cancel") = nullptr,
+        "Pictures [N, 3, H, W] to moments [N, 2 C, H / factor, W / factor] or latents [N, C, ...]; "
+        "tile 0 means one piece; circular bit 1 wraps x around, bit 2 y.");
 }
 
 }  // namespace sde::bindings

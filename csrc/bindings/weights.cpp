@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
+#include "base/error.h"
 #include "bindings/bindings.h"
 #include "weights/store.h"
 #include "weights/transcode.h"
@@ -9,6 +10,8 @@ namespace py = pybind11;
 
 namespace sde::bindings {
 namespace {
+
+constexpr int64_t kMostValues = 1 << 16;
 
 TensorSource make_source(const std::string& dtype, std::vector<int64_t> shape,
                          const std::filesystem::path& path, uint64_t offset, uint64_t nbytes,
@@ -73,6 +76,25 @@ void bind_weights(py::module_& m) {
         py::arg("dst_path"), py::arg("dst_offset"), py::arg("dst_dtype"), py::arg("threads") = 0,
         "Convert one tensor and write it at an offset of an existing file; returns the bytes "
         "written.");
+
+    m.def(
+        "read_values",
+        [](const std::string& dtype, std::vector<int64_t> shape, const std::filesystem::path& path,
+           uint64_t offset, uint64_t nbytes, std::optional<std::vector<int64_t>> strides) {
+            const TensorSource source = make_source(dtype, std::move(shape), path, offset, nbytes,
+                                                    std::move(strides), false);
+            if (source.shape.elements() > kMostValues)
+                throw Error(ErrorKind::Parameter,
+                            "read_values is for at most " + std::to_string(kMostValues) +
+                                " values, not " + std::to_string(source.shape.elements()));
+            source.validate("values");
+            const MappedFile file{std::filesystem::path(source.path)};
+            return source.read(file.bytes(source.offset, source.nbytes));
+        },
+        py::arg("dtype"), py::arg("shape"), py::arg("path"), py::arg("offset"), py::arg("nbytes"),
+        py::arg("strides") = py::none(),
+        "The values of a small tensor (at most 65536), in C order: marks and statistics by which "
+        "models of the same shape are told apart.");
 
     m.def(
         "dtype_bytes",

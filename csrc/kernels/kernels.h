@@ -15,7 +15,7 @@
 
 namespace sde::kernels {
 
-enum class Activation { None, Silu, Gelu, GeluTanh, QuickGelu };
+enum class Activation { None, Silu, Gelu, GeluTanh, QuickGelu, Relu };
 
 // A weight matrix [rows, row_elements] in a ggml type, rows contiguous (for a convolution: rows =
 // out channels, row_elements = in_channels * kernel_h * kernel_w in torch's order).
@@ -27,11 +27,13 @@ struct Weight {
 };
 
 // output = activation(sum + bias[c] + batch_bias[n, c]) + residual; a null pointer drops its term.
+// With `residual_inside` the residual is added before the activation.
 struct Epilogue {
     const float* bias = nullptr;
     const float* batch_bias = nullptr;
     const float* residual = nullptr;
     Activation activation = Activation::None;
+    bool residual_inside = false;
 };
 
 // Auto chooses by shape. Winograd (3x3, stride 1 only; otherwise Direct) multiplies a quarter as
@@ -79,12 +81,18 @@ struct Attention {
     const float* mask =
         nullptr;             // added to the scores: [mask_batch, q_len, kv_len], shared by heads
     int64_t mask_batch = 1;  // 1 or batch
+    // Above 0, a score becomes softcap * tanh(score / softcap) before anything is added to it
+    // (Gemma 2, arXiv 2408.00118).
+    float softcap = 0;
+    // Added to the scores by distance: [heads, q_len + kv_len - 1], entry key - query + q_len - 1
+    // (T5, arXiv 1910.10683).
+    const float* distance_bias = nullptr;
 };
 void attention(const Attention& op, Team& team);
 
 struct GroupNorm {
     const float* input;  // [batch, pixels, channels]
-    float* output;
+    float* output;       // may be the input
     int64_t batch, pixels, channels, groups;
     float eps;
     const float *gamma, *beta;  // [channels]

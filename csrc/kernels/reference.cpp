@@ -24,6 +24,8 @@ double activate(double x, Activation activation) {
             return 0.5 * x * (1 + std::tanh(kSqrt2OverPi * (x + 0.044715 * x * x * x)));
         case Activation::QuickGelu:
             return x / (1 + std::exp(-1.702 * x));
+        case Activation::Relu:
+            return std::max(x, 0.0);
     }
     return x;
 }
@@ -42,8 +44,9 @@ double finish(double sum, const Epilogue& e, int64_t channel, int64_t channels, 
               int64_t at) {
     if (e.bias) sum += e.bias[channel];
     if (e.batch_bias) sum += e.batch_bias[batch * channels + channel];
-    sum = activate(sum, e.activation);
-    return e.residual ? sum + e.residual[at] : sum;
+    const double residual = e.residual ? e.residual[at] : 0.0;
+    if (e.residual_inside) return activate(sum + residual, e.activation);
+    return activate(sum, e.activation) + residual;
 }
 
 // The input row or column that a window position shows; -1 in the padding.
@@ -125,8 +128,12 @@ void attend(const Attention& op, int64_t batch, int64_t head, int64_t i) {
         double score = 0;
         for (int64_t d = 0; d < op.head_dim; ++d)
             score += static_cast<double>(q[d]) * k[j * op.k_token_stride + d];
-        weights[j] = score * op.scale +
-                     (op.mask ? op.mask[(mask_batch * op.q_len + i) * op.kv_len + j] : 0.0);
+        score *= op.scale;
+        if (op.softcap > 0) score = op.softcap * std::tanh(score / op.softcap);
+        if (op.distance_bias)
+            score += op.distance_bias[head * (op.q_len + op.kv_len - 1) + j - i + op.q_len - 1];
+        if (op.mask) score += op.mask[(mask_batch * op.q_len + i) * op.kv_len + j];
+        weights[j] = score;
         highest = std::max(highest, weights[j]);
     }
     for (int64_t j = 0; j < keys && std::isfinite(highest); ++j) {

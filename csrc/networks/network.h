@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/config.h"
 #include "nn/scope.h"
@@ -18,11 +19,21 @@ using InputShapes = std::map<std::string, Shape>;
 // Whole numbers that change the graph, such as clip_skip; absent ones take the network's default.
 using Options = std::map<std::string, int64_t>;
 
+// What a network's graph offers to guidance.
+struct GuidanceSupport {
+    // Layers that can be left out or whose self-attention can be perturbed, bit i of the options
+    // `skip_layers` and `perturb_layers` for the i-th; 63 at most.
+    std::vector<std::string> layers;
+    bool skip = false, perturb = false;
+    bool normalized_attention = false;  // the inputs `nag_context` and `nag`
+};
+
 class Network {
   public:
     virtual ~Network() = default;
     // Declares inputs with nn::input, computes, and declares outputs with nn::output.
     virtual void forward(Graph& graph, const InputShapes& shapes, const Options& options) const = 0;
+    virtual GuidanceSupport guidance_support() const { return {}; }
 };
 
 // Builds the network `kind`; its parameters come from `scope`. Throws Parameter for an unknown
@@ -36,6 +47,8 @@ std::vector<std::pair<std::string, Shape>> list_parameters(const std::string& ki
 
 // The shape of input `name`; throws Parameter when it is missing or not of this rank.
 const Shape& required(const InputShapes& shapes, const std::string& name, int rank);
+// Throws Parameter unless input `name` is given and has this shape, which is that of the ids.
+void require_shape_of_ids(const InputShapes& shapes, const std::string& name, const Shape& ids);
 int64_t option(const Options& options, const std::string& name, int64_t otherwise);
 
 }  // namespace sde::networks

@@ -1,8 +1,11 @@
 #include "base/error.h"
 #include "networks/autoencoders/kl.h"
+#include "networks/autoencoders/tiny.h"
 #include "networks/denoisers/unet.h"
 #include "networks/network.h"
 #include "networks/text/clip.h"
+#include "networks/text/decoder.h"
+#include "networks/text/t5.h"
 #include "nn/declaration.h"
 
 namespace sde::networks {
@@ -17,8 +20,12 @@ const std::map<std::string, std::unique_ptr<Network> (*)(const nn::Scope&, const
     kNetworks = {
         {"unet", make<UNet>},
         {"clip_text", make<ClipText>},
+        {"decoder_text", make<DecoderText>},
+        {"t5_text", make<T5Text>},
         {"autoencoder_kl_encoder", make<KlEncoder>},
         {"autoencoder_kl_decoder", make<KlDecoder>},
+        {"autoencoder_tiny_encoder", make<TinyEncoder>},
+        {"autoencoder_tiny_decoder", make<TinyDecoder>},
 };
 
 }  // namespace
@@ -48,6 +55,14 @@ const Shape& required(const InputShapes& shapes, const std::string& name, int ra
                                               it->second.text() + "; it must have " +
                                               std::to_string(rank) + " axes, none of them empty");
     return it->second;
+}
+
+void require_shape_of_ids(const InputShapes& shapes, const std::string& name, const Shape& ids) {
+    const Shape& given = required(shapes, name, ids.rank());
+    if (!(given == ids))
+        throw Error(ErrorKind::Parameter, "the input '" + name + "' has shape " + given.text() +
+                                              ", the ids have " + ids.text() +
+                                              "; they must be equal");
 }
 
 int64_t option(const Options& options, const std::string& name, int64_t otherwise) {

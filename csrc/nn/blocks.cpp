@@ -12,7 +12,8 @@ constexpr int64_t kFeedForwardFactor = 4;
 }  // namespace
 
 Resnet::Resnet(const Scope& scope, const ResnetConfig& config)
-    : norm1_(scope / "norm1", config.in, config.groups, config.eps),
+    : consumes_input_(config.consumes_input),
+      norm1_(scope / "norm1", config.in, config.groups, config.eps),
       conv1_(scope / "conv1", config.in, config.out),
       norm2_(scope / "norm2", config.out, config.groups, config.eps),
       conv2_(scope / "conv2", config.out, config.out) {
@@ -26,8 +27,11 @@ Resnet::Resnet(const Scope& scope, const ResnetConfig& config)
 Tensor Resnet::operator()(const Tensor& x, const Tensor& time) const {
     Epilogue with_time;
     if (time_emb_proj_) with_time.batch_bias = (*time_emb_proj_)(time);
-    const Tensor h = conv1_(norm1_.then_silu(x), with_time);
-    return conv2_(norm2_.then_silu(h), {.residual = conv_shortcut_ ? (*conv_shortcut_)(x) : x});
+    const Tensor shortcut = conv_shortcut_ ? (*conv_shortcut_)(x) : x;
+    const bool overwrite = conv_shortcut_ && consumes_input_;
+    if (overwrite) x.graph().compute_first(shortcut.raw());
+    const Tensor normed = overwrite ? norm1_.then_silu_in_place(x) : norm1_.then_silu(x);
+    return conv2_(norm2_.then_silu_in_place(conv1_(normed, with_time)), {.residual = shortcut});
 }
 
 CrossAttention::CrossAttention(const Scope& scope, int64_t width, int64_t context_width,
@@ -38,11 +42,17 @@ CrossAttention::CrossAttention(const Scope& scope, int64_t width, int64_t contex
       to_v_(scope / "to_v", context_width, width, false),
       to_out_(scope / "to_out" / 0, width, width) {}
 
-Tensor CrossAttention::operator()(const Tensor& x, const Tensor& context,
-                                  const Tensor& residual) const {
-    const Tensor& source = context ? context : x;
-    return to_out_(attention(to_q_(x), to_k_(source), to_v_(source), {.heads = heads_}),
-                   {.residual = residual});
+Tensor CrossAttention::operator()(const Tensor& x, const Tensor& context, const Tensor& residual,
+                                  const AttentionVariant& variant) const {
+    if (!context && variant.perturb) return to_out_(to_v_(x), {.residual = residual});
+    const Tensor q = to_q_(x);
+    const auto attend = [&](const Tensor& to) {
+        return attention(q, to_k_(to), to_v_(to), {.heads = heads_});
+    };
+    Tensor h = attend(context ? context : x);
+    if (context && variant.nag_context)
+        h = normalized_guidance(h, attend(variant.nag_context), variant.nag);
+    return to_out_(h, {.residual = residual});
 }
 
 TransformerBlock::TransformerBlock(const Scope& scope, int64_t width, int64_t context_width,
@@ -56,9 +66,11 @@ TransformerBlock::TransformerBlock(const Scope& scope, int64_t width, int64_t co
       ff_in_(scope / "ff" / "net" / 0 / "proj", width, 2 * kFeedForwardFactor * width),
       ff_out_(scope / "ff" / "net" / 2, kFeedForwardFactor * width, width) {}
 
-Tensor TransformerBlock::operator()(const Tensor& x, const Tensor& context) const {
-    Tensor h = attn1_(norm1_(x), only_cross_attention_ ? context : Tensor{}, x);
-    h = attn2_(norm2_(h), context, h);
+Tensor TransformerBlock::operator()(const Tensor& x, const Tensor& context,
+                                    const AttentionVariant& variant) const {
+    Tensor h = attn1_(norm1_(x), only_cross_attention_ ? context : Tensor{}, x,
+                      {.perturb = variant.perturb});
+    h = attn2_(norm2_(h), context, h, variant);
     return ff_out_(geglu(ff_in_(norm3_(h))), {.residual = h});
 }
 
@@ -77,10 +89,12 @@ SpatialTransformer::SpatialTransformer(const Scope& scope, const SpatialTransfor
                              config.context_width, config.heads, config.only_cross_attention);
 }
 
-Tensor SpatialTransformer::operator()(const Tensor& x, const Tensor& context) const {
+Tensor SpatialTransformer::operator()(const Tensor& x, const Tensor& context,
+                                      const AttentionVariant& variant) const {
+    if (variant.skip) return x;
     const Tensor normed = norm_(x);
     Tensor h = linear_in_ ? (*linear_in_)(tokens(normed)) : tokens((*conv_in_)(normed));
-    for (const TransformerBlock& block : blocks_) h = block(h, context);
+    for (const TransformerBlock& block : blocks_) h = block(h, context, variant);
     if (linear_out_)
         return feature_map((*linear_out_)(h, {.residual = tokens(x)}), x.size(2), x.size(3));
     return (*conv_out_)(feature_map(h, x.size(2), x.size(3)), {.residual = x});

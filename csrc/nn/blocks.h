@@ -15,6 +15,7 @@ struct ResnetConfig {
     int64_t time_width = 0;  // 0: no time embedding (autoencoders)
     int64_t groups = 32;
     float eps = 1e-5f;
+    bool consumes_input = false;  // nothing else reads the input, whose memory may be taken
 };
 
 class Resnet {
@@ -24,6 +25,7 @@ class Resnet {
     Tensor operator()(const Tensor& x, const Tensor& time = {}) const;
 
   private:
+    bool consumes_input_;
     GroupNorm norm1_;
     Conv2d conv1_;
     std::optional<Linear> time_emb_proj_;
@@ -32,11 +34,20 @@ class Resnet {
     std::optional<Conv2d> conv_shortcut_;
 };
 
+// What guidance asks of a block's attentions.
+struct AttentionVariant {
+    bool skip = false;     // the whole block is left out
+    bool perturb = false;  // self-attention: every token attends to itself only (Ahn et al. 2024)
+    // Cross-attention is steered away from this context; see normalized_guidance().
+    Tensor nag_context = {}, nag = {};
+};
+
 // Attention over tokens; `context` absent means self-attention.
 class CrossAttention {
   public:
     CrossAttention(const Scope& scope, int64_t width, int64_t context_width, int64_t heads);
-    Tensor operator()(const Tensor& x, const Tensor& context, const Tensor& residual) const;
+    Tensor operator()(const Tensor& x, const Tensor& context, const Tensor& residual,
+                      const AttentionVariant& variant = {}) const;
 
   private:
     int64_t heads_;
@@ -48,7 +59,8 @@ class TransformerBlock {
   public:
     TransformerBlock(const Scope& scope, int64_t width, int64_t context_width, int64_t heads,
                      bool only_cross_attention);
-    Tensor operator()(const Tensor& x, const Tensor& context) const;
+    Tensor operator()(const Tensor& x, const Tensor& context,
+                      const AttentionVariant& variant = {}) const;
 
   private:
     bool only_cross_attention_;
@@ -72,7 +84,8 @@ struct SpatialTransformerConfig {
 class SpatialTransformer {
   public:
     SpatialTransformer(const Scope& scope, const SpatialTransformerConfig& config);
-    Tensor operator()(const Tensor& x, const Tensor& context) const;
+    Tensor operator()(const Tensor& x, const Tensor& context,
+                      const AttentionVariant& variant = {}) const;
 
   private:
     GroupNorm norm_;

@@ -38,23 +38,43 @@ inline const float* source(const ggml_tensor* dst, int index) {
     return index == Sources::kAbsent ? nullptr : static_cast<const float*>(dst->src[index]->data);
 }
 
+// Keeps the operator's description with the graph; returns what ggml calls.
+template <class Spec>
+CustomOp<Spec>* keep_custom(Graph& graph, const Spec& spec,
+                            void (*run)(Spec, const ggml_tensor*, kernels::Team&)) {
+    auto* op = graph.keep<CustomOp<Spec>>();
+    op->spec = spec;
+    op->run = run;
+    return op;
+}
+
+template <class Spec>
+void call_custom(ggml_tensor* dst, int rank, int size, void* data) {
+    auto* self = static_cast<CustomOp<Spec>*>(data);
+    kernels::Team team(rank, size, self->state);
+    self->run(self->spec, dst, team);
+}
+
 // Adds a float32 operator with ggml axes `ne`.
 template <class Spec>
 ggml_tensor* custom(Graph& graph, const std::vector<int64_t>& ne, Sources& sources,
                     const Spec& spec, void (*run)(Spec, const ggml_tensor*, kernels::Team&)) {
-    auto* op = graph.keep<CustomOp<Spec>>();
-    op->spec = spec;
-    op->run = run;
-    auto call = [](ggml_tensor* dst, int rank, int size, void* data) {
-        auto* self = static_cast<CustomOp<Spec>*>(data);
-        kernels::Team team(rank, size, self->state);
-        self->run(self->spec, dst, team);
-    };
     int64_t full[4] = {1, 1, 1, 1};
     for (size_t i = 0; i < ne.size(); ++i) full[i] = ne[i];
     return ggml_custom_4d(graph.context(), GGML_TYPE_F32, full[0], full[1], full[2], full[3],
                           sources.tensors().data(), static_cast<int>(sources.tensors().size()),
-                          call, GGML_N_TASKS_MAX, op);
+                          call_custom<Spec>, GGML_N_TASKS_MAX, keep_custom(graph, spec, run));
+}
+
+// Adds an operator that overwrites its first operand, which no operator but its own readers may
+// read afterwards.
+template <class Spec>
+ggml_tensor* custom_in_place(Graph& graph, Sources& sources, const Spec& spec,
+                             void (*run)(Spec, const ggml_tensor*, kernels::Team&)) {
+    std::vector<ggml_tensor*>& all = sources.tensors();
+    return ggml_custom_inplace(graph.context(), all[0], all.data() + 1,
+                               static_cast<int>(all.size()) - 1, call_custom<Spec>,
+                               GGML_N_TASKS_MAX, keep_custom(graph, spec, run));
 }
 
 }  // namespace sde::nn

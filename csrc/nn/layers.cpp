@@ -10,16 +10,19 @@ namespace {
 struct EpilogueSources {
     int bias, batch_bias, residual;
     Activation activation;
+    bool residual_inside;
 
     EpilogueSources() = default;
     EpilogueSources(Sources& sources, ggml_tensor* bias_tensor, const Epilogue& epilogue)
         : bias(sources.add(bias_tensor)),
           batch_bias(sources.add(epilogue.batch_bias)),
           residual(sources.add(epilogue.residual)),
-          activation(epilogue.activation) {}
+          activation(epilogue.activation),
+          residual_inside(epilogue.residual_inside) {}
 
     kernels::Epilogue resolve(const ggml_tensor* dst) const {
-        return {source(dst, bias), source(dst, batch_bias), source(dst, residual), activation};
+        return {source(dst, bias), source(dst, batch_bias), source(dst, residual), activation,
+                residual_inside};
     }
 };
 
@@ -105,6 +108,8 @@ Tensor Conv2d::apply(const Tensor& x, const Epilogue& epilogue, bool upsample_2x
     op.pad_top = op.pad_left = options_.pad_right_bottom_only ? 0 : pad;
     op.pad_bottom = op.pad_right = pad;
     op.upsample2x = upsample_2x;
+    op.circular_x = x.graph().circular_x();
+    op.circular_y = x.graph().circular_y();
     const int64_t grown = upsample_2x ? 2 : 1;
     const auto out_size = [&](int64_t size, int before, int after) {
         return (size * grown + before + after - options_.kernel) / options_.stride + 1;
@@ -167,7 +172,7 @@ GroupNorm::GroupNorm(const Scope& scope, int64_t channels, int64_t groups, float
                                               std::to_string(groups) + " groups");
 }
 
-Tensor GroupNorm::apply(const Tensor& x, bool silu) const {
+Tensor GroupNorm::apply(const Tensor& x, bool silu, bool in_place) const {
     expect(x.rank() == 4 && x.size(1) == channels_,
            "a group norm takes [N, " + std::to_string(channels_) + ", H, W]", x);
     kernels::GroupNorm op{};
@@ -181,6 +186,8 @@ Tensor GroupNorm::apply(const Tensor& x, bool silu) const {
     sources.add(x);
     sources.add(gamma_);
     sources.add(beta_);
+    if (in_place)
+        return {x.graph(), custom_in_place(x.graph(), sources, op, run_group_norm), x.shape()};
     const std::vector<int64_t> ne(x.raw()->ne, x.raw()->ne + 4);
     return {x.graph(), custom(x.graph(), ne, sources, op, run_group_norm), x.shape()};
 }
@@ -204,6 +211,17 @@ Tensor LayerNorm::operator()(const Tensor& x) const {
     sources.add(beta_);
     const std::vector<int64_t> ne(x.raw()->ne, x.raw()->ne + 4);
     return {x.graph(), custom(x.graph(), ne, sources, op, run_layer_norm), x.shape()};
+}
+
+RmsNorm::RmsNorm(const Scope& scope, int64_t width, float eps, bool plus_one)
+    : width_(width), eps_(eps), plus_one_(plus_one), gamma_(scope.vector("weight", width)) {}
+
+Tensor RmsNorm::operator()(const Tensor& x) const {
+    expect(x.rank() <= 3 && x.size(-1) == width_,
+           "an RMS norm takes " + std::to_string(width_) + " values on the last axis", x);
+    ggml_context* context = x.graph().context();
+    ggml_tensor* gamma = plus_one_ ? ggml_scale_bias(context, gamma_, 1.0f, 1.0f) : gamma_;
+    return {x.graph(), ggml_mul(context, ggml_rms_norm(context, x.raw(), eps_), gamma), x.shape()};
 }
 
 Embedding::Embedding(const Scope& scope, int64_t entries, int64_t width)

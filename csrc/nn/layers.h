@@ -13,6 +13,7 @@ struct Epilogue {
     Tensor residual = {};    // same shape as the output
     Tensor batch_bias = {};  // [N, channels], added before the activation
     Activation activation = Activation::None;
+    bool residual_inside = false;  // the residual is added before the activation instead
 };
 
 struct Conv2dOptions {
@@ -56,11 +57,13 @@ class Linear {
 class GroupNorm {
   public:
     GroupNorm(const Scope& scope, int64_t channels, int64_t groups, float eps);
-    Tensor operator()(const Tensor& x) const { return apply(x, false); }
-    Tensor then_silu(const Tensor& x) const { return apply(x, true); }
+    Tensor operator()(const Tensor& x) const { return apply(x, false, false); }
+    Tensor then_silu(const Tensor& x) const { return apply(x, true, false); }
+    // The same in the memory of x, which nothing else may read afterwards.
+    Tensor then_silu_in_place(const Tensor& x) const { return apply(x, true, true); }
 
   private:
-    Tensor apply(const Tensor& x, bool silu) const;
+    Tensor apply(const Tensor& x, bool silu, bool in_place) const;
     int64_t channels_, groups_;
     float eps_;
     ggml_tensor *gamma_, *beta_;
@@ -75,6 +78,20 @@ class LayerNorm {
     int64_t width_;
     float eps_;
     ggml_tensor *gamma_, *beta_;
+};
+
+// x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019, arXiv 1910.07467). With `plus_one`
+// the weight is stored less one (Gemma).
+class RmsNorm {
+  public:
+    RmsNorm(const Scope& scope, int64_t width, float eps, bool plus_one = false);
+    Tensor operator()(const Tensor& x) const;
+
+  private:
+    int64_t width_;
+    float eps_;
+    bool plus_one_;
+    ggml_tensor* gamma_;
 };
 
 class Embedding {

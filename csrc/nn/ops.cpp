@@ -40,7 +40,7 @@ void run_concat(ConcatSpec spec, const ggml_tensor* dst, kernels::Team& team) {
 
 struct AttentionSpec {
     kernels::Attention op;
-    int mask;
+    int mask, distance_bias;
 };
 
 void run_attention(AttentionSpec spec, const ggml_tensor* dst, kernels::Team& team) {
@@ -48,8 +48,38 @@ void run_attention(AttentionSpec spec, const ggml_tensor* dst, kernels::Team& te
     spec.op.k = source(dst, 1);
     spec.op.v = source(dst, 2);
     spec.op.mask = source(dst, spec.mask);
+    spec.op.distance_bias = source(dst, spec.distance_bias);
     spec.op.output = static_cast<float*>(dst->data);
     kernels::attention(spec.op, team);
+}
+
+struct NormalizedGuidanceSpec {
+    int64_t batch, tokens, width;
+};
+
+void run_normalized_guidance(NormalizedGuidanceSpec spec, const ggml_tensor* dst,
+                             kernels::Team& team) {
+    const float *features = source(dst, 0), *away = source(dst, 1), *figures = source(dst, 2);
+    auto* out = static_cast<float*>(dst->data);
+    const int64_t rows = spec.batch * spec.tokens;
+    const int64_t begin = rows * team.rank() / team.size();
+    const int64_t end = rows * (team.rank() + 1) / team.size();
+    for (int64_t row = begin; row < end; ++row) {
+        const float *p = features + row * spec.width, *n = away + row * spec.width;
+        const float* figure = figures + row / spec.tokens * 3;
+        const float scale = figure[0], tau = figure[1], alpha = figure[2];
+        double plain_norm = 0.0, guided_norm = 0.0;
+        for (int64_t i = 0; i < spec.width; ++i) {
+            plain_norm += std::fabs(p[i]);
+            guided_norm += std::fabs(scale * p[i] - (scale - 1.0f) * n[i]);
+        }
+        const bool limited = guided_norm > tau * plain_norm;
+        const float factor =
+            limited ? static_cast<float>(tau * plain_norm / guided_norm) * alpha : alpha;
+        for (int64_t i = 0; i < spec.width; ++i)
+            out[row * spec.width + i] =
+                factor * (scale * p[i] - (scale - 1.0f) * n[i]) + (1.0f - alpha) * p[i];
+    }
 }
 
 void run_geglu(kernels::Geglu op, const ggml_tensor* dst, kernels::Team& team) {
@@ -120,8 +150,17 @@ Tensor take_rows(const Tensor& x, const Tensor& rows) {
     return {x.graph(), ggml_get_rows(context, flat, rows.raw()), Shape{rows.size(0), x.size(2)}};
 }
 
-Tensor scale(const Tensor& x, float factor) {
-    return {x.graph(), ggml_scale(x.graph().context(), x.raw(), factor), x.shape()};
+Tensor scale(const Tensor& x, float factor, float offset) {
+    return {x.graph(), ggml_scale_bias(x.graph().context(), x.raw(), factor, offset), x.shape()};
+}
+
+Tensor tanh(const Tensor& x) {
+    return {x.graph(), ggml_tanh(x.graph().context(), x.raw()), x.shape()};
+}
+
+Tensor multiply(const Tensor& a, const Tensor& b) {
+    expect_same(a, b, "multiply");
+    return {a.graph(), ggml_mul(a.graph().context(), a.raw(), b.raw()), a.shape()};
 }
 
 Tensor activate(const Tensor& x, Activation activation) {
@@ -137,6 +176,8 @@ Tensor activate(const Tensor& x, Activation activation) {
             return {x.graph(), ggml_gelu(context, x.raw()), x.shape()};
         case Activation::QuickGelu:
             return {x.graph(), ggml_gelu_quick(context, x.raw()), x.shape()};
+        case Activation::Relu:
+            return {x.graph(), ggml_relu(context, x.raw()), x.shape()};
     }
     return x;
 }
@@ -192,7 +233,10 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
                  const AttentionOptions& options) {
     expect(q.rank() == 3 && q.size(2) % options.heads == 0,
            "attention queries are [N, tokens, heads * head_dim]", q);
-    const bool fits = k.rank() == 3 && k.size(0) == q.size(0) && k.size(2) == q.size(2);
+    const int64_t kv_heads = options.kv_heads ? options.kv_heads : options.heads;
+    const int64_t head_dim = q.size(2) / options.heads;
+    const bool fits = options.heads % kv_heads == 0 && k.rank() == 3 && k.size(0) == q.size(0) &&
+                      k.size(2) == kv_heads * head_dim;
     expect(fits, "attention keys must fit the queries " + q.shape().text(), k);
     expect_same(k, v, "attention keys and values");
     Sources sources;
@@ -201,10 +245,12 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
     sources.add(k);
     sources.add(v);
     spec.mask = sources.add(options.mask);
+    spec.distance_bias = sources.add(options.distance_bias);
     kernels::Attention& op = spec.op;
     op.batch = q.size(0);
-    op.heads = op.kv_heads = options.heads;
-    op.head_dim = q.size(2) / options.heads;
+    op.heads = options.heads;
+    op.kv_heads = kv_heads;
+    op.head_dim = head_dim;
     op.q_len = q.size(1);
     op.kv_len = k.size(1);
     const auto stride = [](const Tensor& x, int axis) {
@@ -218,7 +264,9 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
     op.v_batch_stride = stride(v, 2);
     op.output_token_stride = q.size(2);
     op.output_batch_stride = q.size(1) * q.size(2);
-    op.scale = 1.0f / std::sqrt(static_cast<float>(op.head_dim));
+    op.scale =
+        options.scale != 0 ? options.scale : 1.0f / std::sqrt(static_cast<float>(op.head_dim));
+    op.softcap = options.softcap;
     op.causal = options.causal;
     q.graph().add_work(2 * q.shape().elements() * op.kv_len);
     if (options.mask) {
@@ -229,7 +277,28 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
         expect(mask_fits, "an attention mask is [1 or N, query tokens, key tokens]", mask);
         op.mask_batch = mask.size(0);
     }
+    if (options.distance_bias) {
+        const Shape wanted{op.heads, op.q_len + op.kv_len - 1};
+        expect(options.distance_bias.shape() == wanted,
+               "an attention's distance bias is " + wanted.text(), options.distance_bias);
+    }
     return {q.graph(), custom(q.graph(), axes(q.shape()), sources, spec, run_attention), q.shape()};
+}
+
+Tensor normalized_guidance(const Tensor& features, const Tensor& away, const Tensor& figures) {
+    expect(features.rank() == 3, "normalized_guidance() takes [N, tokens, width]", features);
+    expect_same(features, away, "normalized_guidance()");
+    expect(figures.rank() == 2 && figures.size(0) == features.size(0) && figures.size(1) == 3,
+           "the figures of normalized_guidance() are [N, 3]", figures);
+    Sources sources;
+    sources.add(features);
+    sources.add(away);
+    sources.add(figures);
+    const NormalizedGuidanceSpec spec{features.size(0), features.size(1), features.size(2)};
+    return {
+        features.graph(),
+        custom(features.graph(), axes(features.shape()), sources, spec, run_normalized_guidance),
+        features.shape()};
 }
 
 Tensor timestep_embedding(const Tensor& timesteps, int64_t width) {

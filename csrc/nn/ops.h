@@ -27,7 +27,9 @@ Tensor add(const Tensor& a, const Tensor& b);  // equal shapes, or b a vector of
 Tensor add_broadcast(const Tensor& a, const Tensor& b);
 // Rows of x seen as [N * tokens, width], by index [M] -> [M, width].
 Tensor take_rows(const Tensor& x, const Tensor& rows);
-Tensor scale(const Tensor& x, float factor);
+Tensor scale(const Tensor& x, float factor, float offset = 0.0f);  // x * factor + offset
+Tensor tanh(const Tensor& x);
+Tensor multiply(const Tensor& a, const Tensor& b);  // equal shapes
 Tensor activate(const Tensor& x, Activation activation);
 Tensor concat_channels(const Tensor& a, const Tensor& b);  // two feature maps
 // Pixel i of the result is pixel floor(i * size / new size).
@@ -43,10 +45,19 @@ Tensor geglu(const Tensor& x);
 struct AttentionOptions {
     int64_t heads = 1;
     bool causal = false;
-    Tensor mask = {};  // added to the scores: [1 or N, query tokens, key tokens]
+    Tensor mask = {};           // added to the scores: [1 or N, query tokens, key tokens]
+    int64_t kv_heads = 0;       // keys and values have this many heads; 0: as many as the queries
+    float scale = 0;            // of the scores; 0: 1 / sqrt(head_dim)
+    float softcap = 0;          // above 0, scores are softcap * tanh(score / softcap)
+    Tensor distance_bias = {};  // added to the scores: [heads, query tokens + key tokens - 1]
 };
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
                  const AttentionOptions& options);
+
+// Normalised attention guidance (Chen et al. 2025, arXiv 2505.21179, section 3.2): away from the
+// features of another context, [N, tokens, width] each. `figures` [N, 3] are scale, tau (the
+// largest growth of a token's L1 norm) and alpha (the weight of the guided features).
+Tensor normalized_guidance(const Tensor& features, const Tensor& away, const Tensor& figures);
 
 // Sinusoidal embedding [N] -> [N, width], cosines first, frequencies 10000^(-i / (width / 2)) (Ho
 // et al. 2020).

@@ -24,6 +24,7 @@ class Scope {
     ggml_tensor* matrix(const std::string& name, const Shape& shape) const {
         return source_->parameter((*this / name).path_, shape, Use::Matrix);
     }
+    const std::string& path() const noexcept { return path_; }
     bool has(const std::string& name) const { return source_->has((*this / name).path_); }
 
   private:

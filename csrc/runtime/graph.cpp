@@ -47,9 +47,35 @@ void Graph::add_output(const std::string& name, ggml_tensor* tensor, const Shape
     outputs_[name] = tensor;
 }
 
-void Graph::allocate() {
+void Graph::compute_first(ggml_tensor* tensor) {
+    ggml_build_forward_expand(graph_, tensor);
+}
+
+void Graph::set_circular(int64_t axes) {
+    if (axes < 0 || axes > 3)
+        throw Error(
+            ErrorKind::Parameter,
+            "circular is 0 (no axis), 1 (x), 2 (y) or 3 (both), not " + std::to_string(axes));
+    circular_ = axes;
+}
+
+void Graph::add_inputs() {
     // An input that no operator reads must still have memory to be set.
     for (auto& [name, tensor] : inputs_) ggml_build_forward_expand(graph_, tensor);
+}
+
+size_t Graph::planned_bytes() {
+    add_inputs();
+    ggml_gallocr_t plan =
+        ggml_gallocr_new(ggml_backend_get_default_buffer_type(device_->backend()));
+    size_t bytes = 0;
+    ggml_gallocr_reserve_n_size(plan, graph_, nullptr, nullptr, &bytes);
+    ggml_gallocr_free(plan);
+    return bytes;
+}
+
+void Graph::allocate() {
+    add_inputs();
     allocator_ = ggml_gallocr_new(ggml_backend_get_default_buffer_type(device_->backend()));
     if (allocator_ && ggml_gallocr_alloc_graph(allocator_, graph_)) return;
     throw Error(ErrorKind::OutOfMemory,

@@ -45,6 +45,16 @@ class Graph {
         return owned.get();
     }
 
+    // Computes `tensor` before whatever is added afterwards: for operators that then overwrite what
+    // it reads.
+    void compute_first(ggml_tensor* tensor);
+
+    // Axes along which every convolution's padding wraps around, so that pictures tile: bit 1 is x,
+    // bit 2 is y. Set before anything is built.
+    void set_circular(int64_t axes);
+    bool circular_x() const noexcept { return circular_ & 1; }
+    bool circular_y() const noexcept { return circular_ & 2; }
+
     // Counts multiply-adds, so that the number of threads can follow the size of the operators.
     void add_work(int64_t multiply_adds) noexcept { work_ += static_cast<double>(multiply_adds); }
 
@@ -58,10 +68,12 @@ class Graph {
     void get_output(const std::string& name, void* data, size_t bytes) const;
     const std::map<std::string, Shape>& output_shapes() const noexcept { return output_shapes_; }
 
-    // Bytes of activations.
+    // Bytes of activations; planned_bytes is what allocate() would take.
     size_t activation_bytes() const;
+    size_t planned_bytes();
 
   private:
+    void add_inputs();
     // Threads that the operators of this graph can keep busy.
     int useful_threads() const;
 
@@ -74,6 +86,7 @@ class Graph {
     std::map<std::string, int64_t> id_limits_;
     std::vector<std::shared_ptr<void>> kept_;
     double work_ = 0.0;
+    int64_t circular_ = 0;
 };
 
 }  // namespace sde

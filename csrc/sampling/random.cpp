@@ -1,6 +1,5 @@
 #include "sampling/random.h"
 
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <numbers>
@@ -14,12 +13,29 @@ namespace {
 // sine and cosine after Cephes (S. Moshier, logf.c and sinf.c), eight lanes at a time. To get the
 // same bits, the operations below are rounded where torch's build rounds them: every product that
 // is added to something is fused with the addition.
-constexpr int kBlock = 16;
+constexpr int kBlock = 16, kLanes = kBlock / 2;
 
-float cephes_log(float x) {
-    const auto bits = std::bit_cast<uint32_t>(std::fmax(x, 0x1p-126f));
+// Fused operations are exact wherever they run, but without the processor's own they are calls of
+// the C library: the functions below exist a second time for processors that have them.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define SDE_WITH_FMA __attribute__((target_clones("fma", "default")))
+#else
+#define SDE_WITH_FMA
+#endif
+// The standard library's are functions of their own, which a clone calls instead of taking them in.
+#if defined(__GNUC__)
+#define SDE_INLINE [[gnu::always_inline]] inline
+#define SDE_FUSED __builtin_fmaf
+#else
+#define SDE_INLINE inline
+#define SDE_FUSED std::fma
+#endif
+
+SDE_INLINE float cephes_log(float x) {
+    const auto bits = __builtin_bit_cast(uint32_t, x > 0x1p-126f ? x : 0x1p-126f);
     float exponent = static_cast<float>(static_cast<int32_t>(bits >> 23) - 127) + 1.0f;
-    float m = std::bit_cast<float>((bits & 0x007fffffu) | 0x3f000000u);  // mantissa in [0.5, 1)
+    float m =
+        __builtin_bit_cast(float, (bits & 0x007fffffu) | 0x3f000000u);  // mantissa in [0.5, 1)
     constexpr float kSqrtHalf = 0.707106781186547524f;
     const float carry = m < kSqrtHalf ? m : 0.0f;
     if (m < kSqrtHalf) exponent -= 1.0f;
@@ -29,44 +45,53 @@ float cephes_log(float x) {
                             2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
     const float square = m * m;
     float y = kP[0];
-    for (int i = 1; i < 9; ++i) y = std::fma(y, m, kP[i]);
+    for (int i = 1; i < 9; ++i) y = SDE_FUSED(y, m, kP[i]);
     // log(2) in two parts, 0.693359375 and the small rest.
-    y = std::fma(y * m, square, exponent * -2.12194440e-4f);
-    y = std::fma(-square, 0.5f, y);
-    return std::fma(exponent, 0.693359375f, m + y);
+    y = SDE_FUSED(y * m, square, exponent * -2.12194440e-4f);
+    y = SDE_FUSED(-square, 0.5f, y);
+    return SDE_FUSED(exponent, 0.693359375f, m + y);
 }
 
 struct SinCos {
     float sine, cosine;
 };
 
-SinCos cephes_sincos(float angle) {  // angle >= 0
+SDE_INLINE SinCos cephes_sincos(float angle) {  // angle >= 0
     const auto octant = (static_cast<int32_t>(angle * 1.27323954473516f) + 1) & ~1;
     const auto j = static_cast<float>(octant);
     // pi / 4 in three parts.
-    float x = std::fma(j, -0.78515625f, angle);
-    x = std::fma(j, -2.4187564849853515625e-4f, x);
-    x = std::fma(j, -3.77489497744594108e-8f, x);
+    float x = SDE_FUSED(j, -0.78515625f, angle);
+    x = SDE_FUSED(j, -2.4187564849853515625e-4f, x);
+    x = SDE_FUSED(j, -3.77489497744594108e-8f, x);
     const float square = x * x;
-    float c = std::fma(2.443315711809948e-5f, square, -1.388731625493765e-3f);
-    c = std::fma(c, square, 4.166664568298827e-2f);
-    c = std::fma(c * square, square, -(square * 0.5f)) + 1.0f;
-    float s = std::fma(-1.9515295891e-4f, square, 8.3321608736e-3f);
-    s = std::fma(s, square, -1.6666654611e-1f);
-    s = std::fma(s * square, x, x);
+    float c = SDE_FUSED(2.443315711809948e-5f, square, -1.388731625493765e-3f);
+    c = SDE_FUSED(c, square, 4.166664568298827e-2f);
+    c = SDE_FUSED(c * square, square, -(square * 0.5f)) + 1.0f;
+    float s = SDE_FUSED(-1.9515295891e-4f, square, 8.3321608736e-3f);
+    s = SDE_FUSED(s, square, -1.6666654611e-1f);
+    s = SDE_FUSED(s * square, x, x);
     const bool swapped = octant & 2;
     const float sine = swapped ? c : s, cosine = swapped ? s : c;
     return {octant & 4 ? -sine : sine, (octant - 2) & 4 ? cosine : -cosine};
 }
 
-// 16 uniform values become 16 normal ones: the first eight give radii, the last eight angles.
-void box_muller(float* block) {
-    for (int i = 0; i < kBlock / 2; ++i) {
-        const float radius = std::sqrt(-2.0f * cephes_log(1.0f - block[i]));
-        const auto [sine, cosine] =
-            cephes_sincos(static_cast<float>(2.0 * std::numbers::pi) * block[i + 8]);
-        block[i] = radius * cosine;
-        block[i + 8] = radius * sine;
+// Blocks of 16 uniform values become 16 normal ones each: the first eight of a block give radii,
+// the last eight angles.
+SDE_WITH_FMA void box_muller(float* values, size_t blocks) {
+    for (float* block = values; block != values + blocks * kBlock; block += kBlock) {
+        float squares[kLanes], sines[kLanes], cosines[kLanes];
+        for (int i = 0; i < kLanes; ++i) squares[i] = -2.0f * cephes_log(1.0f - block[i]);
+        for (int i = 0; i < kLanes; ++i) {
+            const auto [sine, cosine] =
+                cephes_sincos(static_cast<float>(2.0 * std::numbers::pi) * block[i + kLanes]);
+            sines[i] = sine;
+            cosines[i] = cosine;
+        }
+        for (int i = 0; i < kLanes; ++i) {
+            const float radius = std::sqrt(squares[i]);
+            block[i] = radius * cosines[i];
+            block[i + kLanes] = radius * sines[i];
+        }
     }
 }
 
@@ -80,15 +105,21 @@ TorchCpuNormal::TorchCpuNormal(uint64_t seed) {
             1812433253u * (words_[i - 1] ^ (words_[i - 1] >> 30)) + static_cast<uint32_t>(i);
 }
 
+void TorchCpuNormal::twist() {
+    constexpr int kShift = 397;
+    const auto mixed = [this](int i, int after, int far) {
+        const uint32_t y = (words_[i] & 0x80000000u) | (words_[after] & 0x7fffffffu);
+        return words_[far] ^ (y >> 1) ^ ((0u - (y & 1u)) & 0x9908b0dfu);
+    };
+    for (int i = 0; i < kWords - kShift; ++i) words_[i] = mixed(i, i + 1, i + kShift);
+    for (int i = kWords - kShift; i < kWords - 1; ++i)
+        words_[i] = mixed(i, i + 1, i + kShift - kWords);
+    words_[kWords - 1] = mixed(kWords - 1, 0, kShift - 1);
+    position_ = 0;
+}
+
 uint32_t TorchCpuNormal::next_bits() {
-    if (position_ == kWords) {
-        constexpr int kShift = 397;
-        for (int i = 0; i < kWords; ++i) {
-            const uint32_t y = (words_[i] & 0x80000000u) | (words_[(i + 1) % kWords] & 0x7fffffffu);
-            words_[i] = words_[(i + kShift) % kWords] ^ (y >> 1) ^ (y & 1 ? 0x9908b0dfu : 0u);
-        }
-        position_ = 0;
-    }
+    if (position_ == kWords) twist();
     uint32_t y = words_[position_++];
     y ^= y >> 11;
     y ^= (y << 7) & 0x9d2c5680u;
@@ -124,13 +155,13 @@ void TorchCpuNormal::fill(std::span<float> out) {
         return;
     }
     for (float& value : out) value = next_uniform();
-    for (size_t i = 0; i + kBlock <= out.size(); i += kBlock) box_muller(out.data() + i);
+    box_muller(out.data(), out.size() / kBlock);
     if (out.size() % kBlock == 0) return;
     // The values of the last, incomplete block are drawn again, together with their left
     // neighbours.
     float* last = out.data() + out.size() - kBlock;
     for (int i = 0; i < kBlock; ++i) last[i] = next_uniform();
-    box_muller(last);
+    box_muller(last, 1);
 }
 
 std::string TorchCpuNormal::save() const {
@@ -170,7 +201,8 @@ void TorchCpuNormal::restore(const std::string& state) {
     second_ = has_second ? std::optional(second) : std::nullopt;
 }
 
-NormalSource::NormalSource(const std::vector<uint64_t>& seeds, const std::string& kind) {
+NormalSource::NormalSource(const std::vector<uint64_t>& seeds, const std::string& kind)
+    : seeds_(seeds), kind_(kind) {
     if (seeds.empty()) throw Error(ErrorKind::Parameter, "noise needs at least one seed");
     if (kind != "torch-cpu" && kind != "torch-cuda")
         throw Error(ErrorKind::Parameter,

@@ -27,6 +27,7 @@ class TorchCpuNormal {
     void restore(const std::string& state);
 
   private:
+    void twist();  // the next 624 words
     uint32_t next_bits();
     float next_uniform();     // [0, 1), 24 bits
     double next_uniform64();  // [0, 1), 53 bits
@@ -51,7 +52,12 @@ class NormalSource {
     std::string save() const;
     void restore(const std::string& state);
 
+    const std::vector<uint64_t>& seeds() const noexcept { return seeds_; }
+    const std::string& kind() const noexcept { return kind_; }
+
   private:
+    std::vector<uint64_t> seeds_;
+    std::string kind_;
     std::vector<std::variant<TorchCpuNormal, TorchCudaNormal>> generators_;
 };
 

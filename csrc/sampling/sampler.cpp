@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <numbers>
 
 #include "base/error.h"
 #include "sampling/samplers/samplers.h"
@@ -16,7 +17,7 @@ const std::map<std::string, NamedSampler>& samplers() {
         std::map<std::string, NamedSampler> table;
         for (const auto& kin :
              {euler_kin(), consistency_kin(), dpm_solver_kin(), dpm_solver_sde_kin(),
-              multistep_kin(), unipc_kin(), exponential_kin(), er_sde_kin()})
+              multistep_kin(), unipc_kin(), exponential_kin(), er_sde_kin(), ddim_kin()})
             for (const NamedSampler& sampler : kin) table.emplace(sampler.name, sampler);
         return table;
     }();
@@ -27,6 +28,14 @@ bool finite(std::span<const float> values) {
     return std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); });
 }
 
+// Where a rectified flow begins for samplers that need a finite lambda: ComfyUI takes the level at
+// 1e-4 of the way, which without a shift of the levels is this one.
+constexpr float kNearlyNoise = 0.9999f;
+
+[[noreturn]] void refuse(const std::string& message) {
+    throw Error(ErrorKind::Parameter, message);
+}
+
 }  // namespace
 
 Sampler::Sampler(Values x, std::vector<float> sigmas, NormalSource noise, SamplerOptions options)
@@ -35,32 +44,68 @@ Sampler::Sampler(Values x, std::vector<float> sigmas, NormalSource noise, Sample
       sigmas_(std::move(sigmas)),
       noise_(std::move(noise)),
       options_(options) {
-    if (sigmas_.size() < 2) throw Error(ErrorKind::Parameter, "a run needs at least two sigmas");
-    if (!finite(sigmas_) || sigmas_.back() < 0.0f)
-        throw Error(ErrorKind::Parameter, "sigmas must be numbers from 0 up");
+    if (sigmas_.size() < 2) refuse("a run needs at least two sigmas");
+    if (!finite(sigmas_) || sigmas_.back() < 0.0f) refuse("sigmas must be numbers from 0 up");
     for (size_t i = 1; i < sigmas_.size(); ++i)
         if (sigmas_[i] >= sigmas_[i - 1])
-            throw Error(ErrorKind::Parameter, "sigmas must fall: entry " + std::to_string(i) +
-                                                  " is " + std::to_string(sigmas_[i]) + " after " +
-                                                  std::to_string(sigmas_[i - 1]));
-    if (!(eta(0.0f) >= 0.0f && eta(0.0f) <= 10.0f && std::isfinite(options_.s_noise)))
-        throw Error(ErrorKind::Parameter, "eta must be 0 to 10, and s_noise a number");
+            refuse("sigmas must fall: entry " + std::to_string(i) + " is " +
+                   std::to_string(sigmas_[i]) + " after " + std::to_string(sigmas_[i - 1]));
+    if (options_.flow && sigmas_.front() > 1.0f)
+        refuse("a rectified flow has sigmas from 0 to 1; the first one is " +
+               std::to_string(sigmas_.front()));
     if (!finite(x_)) throw Error(ErrorKind::Numeric, "the start latents hold NaN or infinity");
 }
 
+void Sampler::check_options(const std::string& name) const {
+    const auto& [amount, low, high] = options_.churn;
+    if (!(eta(0.0f) >= 0.0f && eta(0.0f) <= 10.0f && std::isfinite(options_.s_noise)))
+        refuse("eta must be 0 to 10, and s_noise a number");
+    if (!(amount >= 0.0f && std::isfinite(amount) && low >= 0.0f && low <= high))
+        refuse("s_churn must be a number from 0 up, and s_tmin at most s_tmax");
+    if (options_.flow && !flow_refusal().empty())
+        refuse("there is no " + name + " for rectified flow: " + flow_refusal());
+    if (amount > 0.0f && !churns())
+        refuse(name + " has no s_churn; euler, heun, heunpp2 and dpm2 have");
+    if (amount > 0.0f && options_.flow)
+        refuse("s_churn is not defined for rectified flow; use euler_a, which adds noise there");
+    if (!options_.order) return;
+    const int order = *options_.order;
+    if (max_order() == 0) refuse(name + " has no order to choose; leave the order out");
+    if (order < 1 || order > max_order())
+        refuse("the order of " + name + " is 1 to " + std::to_string(max_order()) + ", not " +
+               std::to_string(order));
+}
+
+void Sampler::prepare(const std::string& name) {
+    check_options(name);
+    const bool ends_at_0 = sigmas_.back() == 0.0f;
+    const float last = sigmas_[sigmas_.size() - (ends_at_0 ? 2 : 1)];
+    // A run of one step to 0 has no path, and needs no noise.
+    if (options_.brownian.value_or(brownian_by_default()) && last < sigmas_.front())
+        brownian_.emplace(noise_.seeds(), last, sigmas_.front(), x_.size() / noise_.seeds().size(),
+                          noise_.kind());
+    if (options_.flow && reads_log_snr() && sigmas_[0] == 1.0f)
+        sigmas_[0] = std::max(kNearlyNoise, (1.0f + sigmas_[1]) / 2.0f);
+}
+
 void Sampler::step(const Denoiser& denoiser) {
-    if (done()) throw Error(ErrorKind::Parameter, "the run is finished; there is no step left");
+    if (done()) refuse("the run is finished; there is no step left");
+    // Samplers with several evaluations per step change x_ and their history after the last one, so
+    // a throwing denoiser leaves them; churn and noise come before.
+    const NormalSource noise = noise_;
+    const Values x = x_;
     Values denoised(x_.size());
     unguided_.resize(reads_unguided() ? x_.size() : 0);
-    evaluate(denoiser, x_, sigma(), denoised, unguided_);
-    // Samplers with several evaluations per step change x_ and their history after the last one, so
-    // a throwing denoiser leaves them; noise they may have drawn before.
-    const NormalSource noise = noise_;
-    denoised_.swap(denoised);
+    bool swapped = false;
     try {
-        advance(denoiser, sigmas_[index_], sigmas_[index_ + 1]);
-    } catch (...) {
+        const float level = churn();
+        evaluate(denoiser, x_, level, denoised, unguided_);
         denoised_.swap(denoised);
+        swapped = true;
+        advance(denoiser, level, sigmas_[index_ + 1]);
+    } catch (...) {
+        if (swapped) denoised_.swap(denoised);
+        x_ = x;
         noise_ = noise;
         throw;
     }
@@ -68,6 +113,29 @@ void Sampler::step(const Denoiser& denoiser) {
         throw Error(ErrorKind::Numeric,
                     "NaN or infinity in the latents after step " + std::to_string(index_ + 1));
     ++index_;
+}
+
+float Sampler::churn() {
+    const auto& [amount, low, high] = options_.churn;
+    const float level = sigma();
+    if (amount == 0.0f) return level;
+    // k-diffusion draws at every step, whether it is used or not.
+    Values noise(x_.size());
+    noise_.fill(noise);
+    if (level < low || level > high) return level;
+    const float part = amount / static_cast<float>(steps());
+    const float raised = level * (1.0f + std::min(part, std::numbers::sqrt2_v<float> - 1.0f));
+    const float scale = options_.s_noise * std::sqrt(raised * raised - level * level);
+    for (size_t i = 0; i < x_.size(); ++i) x_[i] += scale * noise[i];
+    return raised;
+}
+
+void Sampler::set_x(Values x) {
+    if (x.size() != x_.size())
+        throw Error(ErrorKind::Parameter, "x has " + std::to_string(x_.size()) + " values, not " +
+                                              std::to_string(x.size()));
+    if (!finite(x)) throw Error(ErrorKind::Numeric, "the new latents hold NaN or infinity");
+    x_ = std::move(x);
 }
 
 void Sampler::evaluate(const Denoiser& denoiser, const Values& x, float sigma, Values& denoised,
@@ -80,10 +148,17 @@ void Sampler::evaluate(const Denoiser& denoiser, const Values& x, float sigma, V
                                             std::to_string(sigma) + ")");
 }
 
-void Sampler::add_noise(float scale, Values& to) {
-    Values noise(to.size());
-    noise_.fill(noise);
-    for (size_t i = 0; i < to.size(); ++i) to[i] += noise[i] * options_.s_noise * scale;
+void Sampler::add_noise(float scale, float sigma, float next, Values& x) {
+    Values noise(x.size());
+    if (brownian_)
+        brownian_->fill(sigma, next, noise);
+    else
+        noise_.fill(noise);
+    for (size_t i = 0; i < x.size(); ++i) x[i] += noise[i] * options_.s_noise * scale;
+}
+
+double Sampler::log_snr(double sigma) const {
+    return std::log((options_.flow ? 1.0 - sigma : 1.0) / sigma);
 }
 
 Sampler::Values Sampler::slope() const {
@@ -141,17 +216,24 @@ std::unique_ptr<Sampler> make_sampler(const std::string& name, std::vector<float
                                       std::vector<float> sigmas, NormalSource noise,
                                       SamplerOptions options) {
     const auto it = samplers().find(name);
-    if (it != samplers().end())
-        return it->second.make(std::move(x), std::move(sigmas), std::move(noise), options);
+    if (it != samplers().end()) {
+        auto sampler = it->second.make(std::move(x), std::move(sigmas), std::move(noise), options);
+        sampler->prepare(name);
+        return sampler;
+    }
     std::string known;
     for (const std::string& other : sampler_names()) known += (known.empty() ? "" : ", ") + other;
-    throw Error(ErrorKind::Parameter, "there is no sampler '" + name + "'; known are " + known);
+    refuse("there is no sampler '" + name + "'; known are " + known);
 }
 
 std::vector<std::string> sampler_names() {
     std::vector<std::string> names;
     for (const auto& [name, sampler] : samplers()) names.push_back(name);
     return names;
+}
+
+bool reads_unguided(const std::string& sampler) {
+    return make_sampler(sampler, {0.0f}, {1.0f, 0.0f}, NormalSource({0}), {})->reads_unguided();
 }
 
 }  // namespace sde::sampling

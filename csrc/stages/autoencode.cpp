@@ -1,100 +1,155 @@
 #include "stages/autoencode.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "base/error.h"
 
 namespace sde {
 namespace {
 
+constexpr int64_t kCircularX = 1, kCircularY = 2;
+
 // One direction of an autoencoder as a map between two pixel grids whose sizes have the ratio
 // in_scale : out_scale.
 struct Direction {
     Runner& runner;
-    std::string input, output;
+    std::string input;
     int64_t in_scale, out_scale;  // grid points per latent
     CancelCheck cancel;
 
-    // `piece` is [1, C, h, w].
-    HostArray operator()(HostArray piece) const {
+    // `piece` is [1, C, h, w]; `circular` are the axes along which it is a whole ring.
+    HostArray operator()(HostArray piece, int64_t circular) const {
         HostArrays inputs;
         inputs[input] = std::move(piece);
-        return std::move(runner.run(inputs, {}, cancel).at(output));
+        HostArrays outputs = runner.run(inputs, {{"circular", circular}}, cancel);
+        return std::move(outputs.begin()->second);
     }
 };
 
-// Start positions of tiles of `size` that cover [0, total), the last one flush with the end.
-std::vector<int64_t> tile_starts(int64_t total, int64_t size, int64_t overlap) {
-    std::vector<int64_t> starts{0};
-    while (starts.back() + size < total)
-        starts.push_back(std::min(starts.back() + size - overlap, total - size));
-    return starts;
-}
+// How one axis is cut, in latents.
+struct Cuts {
+    int64_t total, size, overlap;
+    bool ring;  // cut, and the last tile's neighbour is the first
 
-// A weight that rises linearly over the overlap at every side that has a neighbour; tiles are
-// blended by it.
-std::vector<float> ramp(int64_t size, int64_t overlap, bool before, bool after) {
-    std::vector<float> weights(static_cast<size_t>(size), 1.0f);
-    for (int64_t i = 0; i < overlap; ++i) {
-        const float rise = (static_cast<float>(i) + 0.5f) / static_cast<float>(overlap);
-        if (before) weights[i] = std::min(weights[i], rise);
-        if (after) weights[size - 1 - i] = std::min(weights[size - 1 - i], rise);
+    Cuts(int64_t total_, const Tiling& tiling, bool circular)
+        : total(total_),
+          size(tiling.size ? std::min(tiling.size, total_) : total_),
+          overlap(size < total_ ? tiling.overlap : 0),
+          ring(circular && size < total_) {}
+
+    // Start positions of tiles that cover the axis; without a ring the last one is flush with the
+    // end.
+    std::vector<int64_t> starts() const {
+        std::vector<int64_t> found{0};
+        const int64_t stride = size - overlap, end = ring ? total + overlap : total;
+        while (found.back() + size < end)
+            found.push_back(ring ? found.back() + stride
+                                 : std::min(found.back() + stride, total - size));
+        return found;
     }
-    return weights;
-}
 
+    // Weights of the points of the tile at `start`, `scale` points per latent, by which tiles are
+    // blended. At a side that has a neighbour they rise linearly over the middle half of the
+    // overlap: the outer quarter, which lacks most of its surroundings, is left to the neighbour.
+    std::vector<float> ramp(int64_t start, int64_t scale) const {
+        const int64_t points = size * scale, width = overlap * scale;
+        std::vector<float> weights(static_cast<size_t>(points), 1.0f);
+        for (int64_t i = 0; i < width; ++i) {
+            const float at = (static_cast<float>(i) + 0.5f) / static_cast<float>(width);
+            const float rise = std::clamp(2.0f * at - 0.5f, 0.0f, 1.0f);
+            if (ring || start > 0) weights[i] = std::min(weights[i], rise);
+            if (ring || start + size < total)
+                weights[points - 1 - i] = std::min(weights[points - 1 - i], rise);
+        }
+        return weights;
+    }
+};
+
+// The points [top, top + height) x [left, left + width) of picture `n`, beyond an edge those of the
+// other side.
 HostArray cut(const HostArray& whole, int64_t n, int64_t top, int64_t left, int64_t height,
               int64_t width) {
     const int64_t channels = whole.shape[1], rows = whole.shape[2], columns = whole.shape[3];
     HostArray piece;
     piece.shape = Shape{1, channels, height, width};
     piece.floats.resize(static_cast<size_t>(channels * height * width));
+    const int64_t before = std::min(width, columns - left);
     for (int64_t c = 0; c < channels; ++c)
         for (int64_t y = 0; y < height; ++y) {
-            const float* from =
-                whole.floats.data() + ((n * channels + c) * rows + top + y) * columns + left;
-            std::copy(from, from + width, piece.floats.data() + (c * height + y) * width);
+            const float* row =
+                whole.floats.data() + ((n * channels + c) * rows + (top + y) % rows) * columns;
+            float* to = piece.floats.data() + (c * height + y) * width;
+            std::copy_n(row + left, before, to);
+            std::copy_n(row, width - before, to + before);
         }
     return piece;
 }
+
+// A picture [C, rows, columns] that is the weighted mean of tiles.
+class Blend {
+  public:
+    Blend(float* picture, int64_t channels, int64_t rows, int64_t columns)
+        : picture_(picture),
+          channels_(channels),
+          rows_(rows),
+          columns_(columns),
+          weights_(static_cast<size_t>(rows * columns), 0.0f) {}
+
+    void add(const HostArray& tile, int64_t top, int64_t left, const std::vector<float>& down,
+             const std::vector<float>& across) {
+        const int64_t height = tile.shape[2], width = tile.shape[3];
+        for (int64_t y = 0; y < height; ++y)
+            for (int64_t x = 0; x < width; ++x) {
+                const int64_t at = (top + y) % rows_ * columns_ + (left + x) % columns_;
+                const float weight = down[y] * across[x];
+                weights_[at] += weight;
+                for (int64_t c = 0; c < channels_; ++c)
+                    picture_[c * rows_ * columns_ + at] +=
+                        weight * tile.floats[(c * height + y) * width + x];
+            }
+    }
+
+    void finish() {
+        for (int64_t c = 0; c < channels_; ++c)
+            for (int64_t i = 0; i < rows_ * columns_; ++i)
+                picture_[c * rows_ * columns_ + i] /= weights_[i];
+    }
+
+  private:
+    float* picture_;
+    int64_t channels_, rows_, columns_;
+    std::vector<float> weights_;
+};
 
 // Blends the tiles of picture `n` into `out`, which gets its shape from the first tile.
 void run_tiled(const Direction& run, const HostArray& in, int64_t n, const Tiling& tiling,
                HostArray& out) {
     const int64_t in_s = run.in_scale, out_s = run.out_scale;
-    const int64_t h = in.shape[2] / in_s, w = in.shape[3] / in_s;
-    const int64_t tile_h = std::min(tiling.size, h), tile_w = std::min(tiling.size, w);
-    const int64_t rows = h * out_s, columns = w * out_s, overlap = tiling.overlap * out_s;
-    std::vector<float> weight_sum(static_cast<size_t>(rows * columns), 0.0f);
-    const auto blend = [&](const HostArray& tile, int64_t top, int64_t left) {
-        const int64_t channels = tile.shape[1], th = tile.shape[2], tw = tile.shape[3];
-        const auto down = ramp(th, overlap, top > 0, top + tile_h < h);
-        const auto across = ramp(tw, overlap, left > 0, left + tile_w < w);
-        float* picture = out.floats.data() + n * channels * rows * columns;
-        for (int64_t y = 0; y < th; ++y)
-            for (int64_t x = 0; x < tw; ++x) {
-                const int64_t at = (top * out_s + y) * columns + left * out_s + x;
-                const float weight = down[y] * across[x];
-                weight_sum[at] += weight;
-                for (int64_t c = 0; c < channels; ++c)
-                    picture[c * rows * columns + at] += weight * tile.floats[(c * th + y) * tw + x];
-            }
-    };
-    for (int64_t top : tile_starts(h, tile_h, tiling.overlap))
-        for (int64_t left : tile_starts(w, tile_w, tiling.overlap)) {
+    const Cuts down(in.shape[2] / in_s, tiling, tiling.circular & kCircularY);
+    const Cuts across(in.shape[3] / in_s, tiling, tiling.circular & kCircularX);
+    // A tile that spans an axis wraps around inside the network, the others by their neighbours.
+    const int64_t circular = tiling.circular & ((down.size < down.total ? 0 : kCircularY) |
+                                                (across.size < across.total ? 0 : kCircularX));
+    const int64_t rows = down.total * out_s, columns = across.total * out_s;
+    std::optional<Blend> blend;
+    for (int64_t top : down.starts())
+        for (int64_t left : across.starts()) {
             const HostArray tile =
-                run(cut(in, n, top * in_s, left * in_s, tile_h * in_s, tile_w * in_s));
+                run(cut(in, n, top * in_s, left * in_s, down.size * in_s, across.size * in_s),
+                    circular);
+            const int64_t channels = tile.shape[1];
             if (out.floats.empty()) {
-                out.shape = Shape{in.shape[0], tile.shape[1], rows, columns};
+                out.shape = Shape{in.shape[0], channels, rows, columns};
                 out.floats.assign(static_cast<size_t>(out.shape.elements()), 0.0f);
             }
-            blend(tile, top, left);
+            if (!blend)
+                blend.emplace(out.floats.data() + n * channels * rows * columns, channels, rows,
+                              columns);
+            blend->add(tile, top * out_s, left * out_s, down.ramp(top, out_s),
+                       across.ramp(left, out_s));
         }
-    const int64_t channels = out.shape[1];
-    float* picture = out.floats.data() + n * channels * rows * columns;
-    for (int64_t c = 0; c < channels; ++c)
-        for (int64_t i = 0; i < rows * columns; ++i)
-            picture[c * rows * columns + i] /= weight_sum[i];
+    blend->finish();
 }
 
 HostArray run_all(const Direction& run, const HostArray& in, const Tiling& tiling) {
@@ -116,7 +171,7 @@ HostArray run_all(const Direction& run, const HostArray& in, const Tiling& tilin
             run_tiled(run, in, n, tiling, out);
             continue;
         }
-        const HostArray one = run(cut(in, n, 0, 0, in.shape[2], in.shape[3]));
+        const HostArray one = run(cut(in, n, 0, 0, in.shape[2], in.shape[3]), tiling.circular);
         if (n == 0) out.shape = Shape{in.shape[0], one.shape[1], one.shape[2], one.shape[3]};
         out.floats.insert(out.floats.end(), one.floats.begin(), one.floats.end());
     }
@@ -127,12 +182,12 @@ HostArray run_all(const Direction& run, const HostArray& in, const Tiling& tilin
 
 HostArray decode_latents(Runner& decoder, const HostArray& latents, int64_t factor,
                          const Tiling& tiling, const CancelCheck& cancel) {
-    return run_all({decoder, "latents", "image", 1, factor, cancel}, latents, tiling);
+    return run_all({decoder, "latents", 1, factor, cancel}, latents, tiling);
 }
 
 HostArray encode_image(Runner& encoder, const HostArray& image, int64_t factor,
                        const Tiling& tiling, const CancelCheck& cancel) {
-    return run_all({encoder, "image", "moments", factor, 1, cancel}, image, tiling);
+    return run_all({encoder, "image", factor, 1, cancel}, image, tiling);
 }
 
 }  // namespace sde

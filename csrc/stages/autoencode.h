@@ -9,6 +9,8 @@ namespace sde {
 struct Tiling {
     int64_t size = 0;
     int64_t overlap = 0;
+    // Axes along which the picture wraps around: bit 1 is x, bit 2 is y.
+    int64_t circular = 0;
 };
 
 // Latents are as the network has them, not yet scaled for the denoiser. `factor` is pixels per
@@ -17,7 +19,8 @@ struct Tiling {
 HostArray decode_latents(Runner& decoder, const HostArray& latents, int64_t factor,
                          const Tiling& tiling, const CancelCheck& cancel);
 
-// Image [N, 3, H, W] in -1..1 -> moments [N, 2 * latent channels, H / factor, W / factor].
+// Image [N, 3, H, W] in -1..1 -> what the encoder makes of it: moments [N, 2 * latent channels,
+// H / factor, W / factor], or latents.
 HostArray encode_image(Runner& encoder, const HostArray& image, int64_t factor,
                        const Tiling& tiling, const CancelCheck& cancel);
 

@@ -1,69 +1,82 @@
 // The meeting point of networks and samplers: from noise to latents.
 #pragma once
 
+#include <functional>
 #include <memory>
 
-#include "sampling/prediction.h"
+#include "sampling/guidance.h"
 #include "sampling/sampler.h"
 #include "sampling/schedules.h"
-#include "stages/runner.h"
+#include "stages/branches.h"
 
 namespace sde {
 
-// Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): uncond + scale * (cond -
-// uncond). Scale 1 needs no unconditional evaluation. `rescale` blends in a result of the
-// conditional estimate's standard deviation (Lin et al. 2023, arXiv 2305.08891, section 3.4).
-struct Guidance {
-    float scale = 1.0f;
-    float rescale = 0.0f;
+// The conditions from where the phase before ends up to, not including, step `until`.
+struct Phase {
+    int until;
+    std::vector<Branch> branches;
 };
 
-// What the denoiser is given besides latents and time, the same at every step. Every array has N
-// entries.
-struct Conditions {
-    HostArrays positive;
-    HostArrays negative;       // the same names as positive; empty without guidance
-    HostArray extra_channels;  // [N, E, h, w] behind the latents' channels (inpainting, editing),
-                               // or empty
+// Masked sampling: after each step the kept region is the original again, at the noise level that
+// the step arrived at.
+struct Blend {
+    HostArray original, noise;  // [N, C, h, w]
+    HostArray mask;             // [N, 1, h, w], 0 keeps the original, 1 repaints
+};
+
+// Everything about a run that stays the same from its first step to its last.
+struct DenoiseSetup {
+    std::shared_ptr<Runner> denoiser;
+    sampling::Prediction prediction;
+    sampling::NoiseLevels levels;
+    // Its timesteps belong to its first sigmas; other sigmas are interpolated in `levels`.
+    sampling::Schedule schedule;
+    Shape latents;  // [N, C, h, w]
+    std::function<std::unique_ptr<sampling::Sampler>()> make_sampler;
+    std::vector<Phase> phases;
+    sampling::Guidance guidance = {};
+    std::optional<Blend> blend = {};
+    networks::Options options = {};  // of every evaluation ("circular")
+    bool split = false;              // branches one by one instead of in one batch
 };
 
 // One generation's denoising, steppable.
 class DenoiseRun {
   public:
-    // `latents` is the shape [N, C, h, w]; the sampler's x holds as many values. `timesteps` belong
-    // to the first timesteps.size() sigmas of the sampler's schedule; other sigmas are interpolated
-    // in `levels`.
-    DenoiseRun(std::shared_ptr<Runner> denoiser, Conditions conditions,
-               sampling::Prediction prediction, Guidance guidance, sampling::NoiseLevels levels,
-               const sampling::Schedule& schedule, Shape latents,
-               std::unique_ptr<sampling::Sampler> sampler);
+    // Throws Parameter when a branch that the guidance needs is missing, when shapes do not fit, or
+    // when the network cannot do what the guidance asks for.
+    explicit DenoiseRun(std::shared_ptr<const DenoiseSetup> setup);
 
+    // One sampler step; if it throws, the run is as before.
     void step(const CancelCheck& cancel);
 
     const sampling::Sampler& sampler() const noexcept { return *sampler_; }
-    const Shape& latents() const noexcept { return latents_; }
-    int64_t evaluations() const noexcept { return evaluations_; }  // a guided batch counts as one
-    std::string save() const { return sampler_->save(); }
-    void restore(const std::string& state) { sampler_->restore(state); }
+    const Shape& latents() const noexcept { return setup_->latents; }
+    // Branches that the network has evaluated, whether in one batch or not.
+    int64_t evaluations() const noexcept { return evaluations_; }
+    // Replaces the latents between two steps; throws Parameter for another shape.
+    void set_latents(const HostArray& latents);
+
+    std::string save() const;
+    void restore(const std::string& state);
+    // A run of its own that continues bit for bit.
+    std::unique_ptr<DenoiseRun> fork() const;
 
   private:
+    const Phase& phase() const;
+    std::vector<BranchCall> plan(const sampling::Needs& needs, sampling::Predictions& to) const;
     void denoise(std::span<const float> x, float sigma, std::span<float> denoised,
                  std::span<float> unguided, const CancelCheck& cancel);
-    void guide(std::span<const float> positive, std::span<const float> negative,
-               std::span<float> out) const;
+    void keep_original();
     float timestep(float sigma) const;
+    void check_phases() const;
+    void check_support();
 
-    std::shared_ptr<Runner> denoiser_;
-    HostArrays
-        inputs_;  // everything but latents and timesteps; with guidance both conditions stacked
-    HostArray extra_channels_;
-    sampling::Prediction prediction_;
-    Guidance guidance_;
-    sampling::NoiseLevels levels_;
-    sampling::Schedule schedule_;
-    Shape latents_;
+    std::shared_ptr<const DenoiseSetup> setup_;
     std::unique_ptr<sampling::Sampler> sampler_;
-    bool guided_;
+    sampling::Guide guide_;
+    networks::Options skipped_, perturbed_;  // graph options of the weakened branches
+    HostArrays nag_;                         // the `nag` input, or nothing
     int64_t evaluations_ = 0;
 };
 

@@ -8,7 +8,8 @@
 namespace sde {
 namespace {
 
-// Graphs of a component that stay ready: the shapes of one generation (single and guided batch).
+// Graphs of a component that stay ready at least: the shapes of one generation (single and guided
+// batch).
 constexpr size_t kGraphsKept = 2;
 
 // [N, C, pixels] <-> [N, pixels, C] for one feature map.
@@ -35,7 +36,21 @@ Runner::Runner(const std::string& kind, const Config& config, std::shared_ptr<We
     : kind_(kind),
       store_(std::move(store)),
       device_(std::move(device)),
-      network_(networks::make_network(kind, nn::Scope(*store_, ""), config)) {}
+      network_(networks::make_network(kind, nn::Scope(*store_, ""), config)),
+      graphs_kept_(kGraphsKept) {}
+
+std::unique_ptr<Graph> Runner::build(const networks::InputShapes& shapes,
+                                     const networks::Options& options) const {
+    auto graph = std::make_unique<Graph>(device_);
+    graph->set_circular(networks::option(options, "circular", 0));
+    network_->forward(*graph, shapes, options);
+    return graph;
+}
+
+size_t Runner::planned_bytes(const networks::InputShapes& shapes,
+                             const networks::Options& options) const {
+    return build(shapes, options)->planned_bytes();
+}
 
 Runner::Compiled& Runner::compiled(const HostArrays& inputs, const networks::Options& options) {
     std::string key;
@@ -50,12 +65,11 @@ Runner::Compiled& Runner::compiled(const HostArrays& inputs, const networks::Opt
         cache_.splice(cache_.begin(), cache_, it);
         return cache_.front();
     }
-    while (cache_.size() >= kGraphsKept)
+    while (cache_.size() >= graphs_kept_)
         cache_.pop_back();  // before building: its memory is needed
     Compiled fresh;
     fresh.key = key;
-    fresh.graph = std::make_unique<Graph>(device_);
-    network_->forward(*fresh.graph, shapes, options);
+    fresh.graph = build(shapes, options);
     fresh.graph->allocate();
     fresh.outputs = fresh.graph->output_shapes();
     ++graphs_built_;
@@ -113,6 +127,11 @@ void Runner::report_not_finite(const std::string& output) const {
                     message + "Its parameter '" + *name +
                         "' holds NaN or infinity: the file is damaged; download it again");
     throw Error(ErrorKind::Numeric, message + "Its parameters are finite; look at the inputs");
+}
+
+void Runner::keep_graphs(size_t count) {
+    std::lock_guard lock(mutex_);
+    graphs_kept_ = std::max(count, kGraphsKept);
 }
 
 void Runner::release() {

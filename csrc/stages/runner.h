@@ -36,11 +36,21 @@ class Runner {
     HostArrays run(const HostArrays& inputs, const networks::Options& options,
                    const CancelCheck& cancel);
 
+    // Bytes of activations that a run at these shapes takes, without taking them.
+    size_t planned_bytes(const networks::InputShapes& shapes,
+                         const networks::Options& options) const;
+
+    // How many graphs the caller runs in turn; so many stay ready (two at least) from the next one
+    // on.
+    void keep_graphs(size_t count);
     // Frees the graphs; the next run builds them again.
     void release();
+    // The weights leave memory where they are mapped from a file; the next run reads them again.
+    void release_weights() const { store_->release_pages(); }
     size_t activation_bytes() const;
     int64_t graphs_built() const noexcept { return graphs_built_; }
     const std::string& kind() const noexcept { return kind_; }
+    networks::GuidanceSupport guidance_support() const { return network_->guidance_support(); }
 
   private:
     struct Compiled {
@@ -48,6 +58,8 @@ class Runner {
         std::unique_ptr<Graph> graph;
         std::map<std::string, Shape> outputs;
     };
+    std::unique_ptr<Graph> build(const networks::InputShapes& shapes,
+                                 const networks::Options& options) const;
     Compiled& compiled(const HostArrays& inputs, const networks::Options& options);
     [[noreturn]] void report_not_finite(const std::string& output) const;
 
@@ -56,6 +68,7 @@ class Runner {
     std::shared_ptr<Device> device_;
     std::unique_ptr<networks::Network> network_;
     std::list<Compiled> cache_;  // most recently used first
+    size_t graphs_kept_;
     int64_t graphs_built_ = 0;
     std::vector<float> staging_;
     mutable std::mutex mutex_;

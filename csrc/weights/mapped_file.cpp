@@ -52,6 +52,8 @@ MappedFile::~MappedFile() {
 
 void MappedFile::check_length() const {}  // Windows does not let a mapped file be shortened
 
+void MappedFile::release_pages() const {}  // Windows takes pages of files back when it needs to
+
 #else
 
 MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
@@ -80,6 +82,10 @@ void MappedFile::check_length() const {
     struct stat info{};
     if (fstat(file_, &info) == 0 && static_cast<uint64_t>(info.st_size) >= size_) return;
     fail(path_, "has become shorter since it was loaded; load the model again");
+}
+
+void MappedFile::release_pages() const {
+    madvise(data_, size_, MADV_DONTNEED);  // advice: without effect where it fails
 }
 
 #endif

@@ -22,6 +22,9 @@ class MappedFile {
     // Throws Format when the file has become shorter: its pages are gone, and touching them would
     // end the process.
     void check_length() const;
+    // Lets the system take back the memory of pages that were read; reading them again brings them
+    // back, from the system's file cache while it has them.
+    void release_pages() const;
 
   private:
     std::filesystem::path path_;

@@ -140,6 +140,8 @@ ggml_tensor* WeightStore::parameter(const std::string& name, const Shape& shape,
     // two of our rows; such a parameter is held as f16 instead.
     const int64_t row_elements = shape.rank() > 1 ? shape.elements() / shape[0] : shape.elements();
     if (row_elements % ggml_blck_size(type) != 0) type = GGML_TYPE_F16;
+    // Blocks cannot be transposed, and to quantize their values again would lose a second time.
+    if (source.transpose && !entry.convert_to && ggml_is_quantized(type)) type = GGML_TYPE_F32;
     // Blocks of quantized types hold 16-bit fields at most; an odd address (possible in a
     // safetensors file) is copied.
     const size_t natural = type == GGML_TYPE_F32 ? 4 : 2;
@@ -170,6 +172,10 @@ ggml_tensor* WeightStore::parameter(const std::string& name, const Shape& shape,
 
 void WeightStore::check_files() const {
     for (const auto& [path, file] : files_) file->check_length();
+}
+
+void WeightStore::release_pages() const {
+    for (const auto& [path, file] : files_) file->release_pages();
 }
 
 std::optional<std::string> WeightStore::first_not_finite() const {

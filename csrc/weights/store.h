@@ -63,6 +63,9 @@ class WeightStore : public ParameterSource {
     // Throws Format when a file has become shorter since it was mapped.
     void check_files() const;
 
+    // Mapped parameters leave memory until they are read again.
+    void release_pages() const;
+
     // Bytes that the store owns (converted parameters) and bytes mapped from files and used in
     // place.
     size_t owned_bytes() const noexcept { return owned_bytes_; }

@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from . import errors, random, sampling
+from . import errors, guidance, random, sampling
 from ._core import __version__
 from .api import generate, load
 from .conditioning import Conditioning
@@ -29,12 +29,16 @@ from .errors import (
     SDEngineError,
     TokenizerError,
     UnsupportedModelError,
+    UnwiseWarning,
     WeightsError,
 )
 from .events import StepEvent
+from .guidance import Guidance
 from .inspection import ModelInfo, inspect
+from .options import GenerateOptions
 from .pipeline import Pipeline
 from .results import Result
+from .run import Run
 
 __all__ = [
     "Cancelled",
@@ -42,6 +46,8 @@ __all__ = [
     "Device",
     "DeviceError",
     "FormatError",
+    "GenerateOptions",
+    "Guidance",
     "ModelInfo",
     "NumericError",
     "OutOfMemoryError",
@@ -49,16 +55,19 @@ __all__ = [
     "ParameterError",
     "Pipeline",
     "Result",
+    "Run",
     "SDEngineError",
     "StepEvent",
     "TokenizerError",
     "UnsupportedModelError",
+    "UnwiseWarning",
     "WeightsError",
     "__version__",
     "convert",
     "devices",
     "errors",
     "generate",
+    "guidance",
     "inspect",
     "load",
     "random",

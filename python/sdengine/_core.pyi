@@ -55,6 +55,14 @@ def transcode(
     dst_dtype: str,
     threads: int = 0,
 ) -> int: ...
+def read_values(
+    dtype: str,
+    shape: Sequence[int],
+    path: str | PathLike[str],
+    offset: int,
+    nbytes: int,
+    strides: Sequence[int] | None = None,
+) -> list[float]: ...
 def dtype_bytes(dtype: str, elements: int) -> tuple[int, int]: ...
 
 # ----------------------------------------------------------------------------------------- networks
@@ -90,8 +98,14 @@ class Network:
         cancel: CancelToken | None = None,
     ) -> dict[str, _Array]: ...
     def release(self) -> None: ...
+    def release_weights(self) -> None: ...
+    def planned_bytes(
+        self, shapes: Mapping[str, Sequence[int]], options: Mapping[str, int] = ...
+    ) -> int: ...
     @property
     def activation_bytes(self) -> int: ...
+    @property
+    def guidance_layers(self) -> list[str]: ...
     @property
     def graphs_built(self) -> int: ...
 
@@ -105,6 +119,7 @@ def decode_latents(
     factor: int,
     tile: int = 0,
     overlap: int = 0,
+    circular: int = 0,
     cancel: CancelToken | None = None,
 ) -> _Array: ...
 def encode_image(
@@ -113,8 +128,44 @@ def encode_image(
     factor: int,
     tile: int = 0,
     overlap: int = 0,
+    circular: int = 0,
     cancel: CancelToken | None = None,
 ) -> _Array: ...
+
+_Interval = tuple[float, float]
+_Layers = tuple[Sequence[str], float, _Interval]
+
+@final
+class Guidance:
+    """How several conditions become one estimate."""
+
+    def __init__(
+        self,
+        *,
+        scales: Sequence[float] = ...,
+        interval: _Interval = (0.0, 1.0),
+        rescale: float = 0.0,
+        image_scale: float = 1.0,
+        projection: tuple[float, float, float] | None = None,
+        threshold: tuple[float, float] | None = None,
+        mimic: tuple[float, float] | None = None,
+        skip: _Layers | None = None,
+        perturb: _Layers | None = None,
+        nag: tuple[float, float, float] | None = None,
+        zero_steps: int | None = None,
+    ) -> None: ...
+
+@final
+class Branch:
+    """One condition: its inputs, with one entry per picture."""
+
+    def __init__(
+        self,
+        role: str,
+        inputs: Mapping[str, NDArray[Any]],
+        weight: float = 1.0,
+        extra_channels: _Array | None = None,
+    ) -> None: ...
 
 @final
 class DenoiseRun:
@@ -128,15 +179,20 @@ class DenoiseRun:
         x: _Array,
         schedule: Schedule,
         levels: NoiseLevels,
-        prediction: str,
+        prediction: Prediction | str,
         seeds: Sequence[int],
         noise_state: bytes = b"",
-        positive: Mapping[str, NDArray[Any]],
-        negative: Mapping[str, NDArray[Any]],
-        extra_channels: _Array | None = None,
-        guidance_scale: float = 1.0,
-        guidance_rescale: float = 0.0,
+        noise: str = "torch-cpu",
+        phases: Sequence[tuple[int, Sequence[Branch]]],
+        guidance: Guidance = ...,
         eta: float | None = None,
+        s_noise: float = 1.0,
+        brownian: bool | None = None,
+        order: int | None = None,
+        churn: Sequence[float] = ...,
+        blend: tuple[_Array, _Array, _Array] | None = None,
+        options: Mapping[str, int] = ...,
+        split: bool = False,
     ) -> None: ...
     def step(self, cancel: CancelToken | None = None) -> None: ...
     @property
@@ -155,9 +211,12 @@ class DenoiseRun:
     def evaluations(self) -> int: ...
     def save(self) -> bytes: ...
     def restore(self, state: bytes) -> None: ...
+    def fork(self) -> DenoiseRun: ...
+    def set_latents(self, latents: _Array) -> None: ...
 
 # ----------------------------------------------------------------------------------------- sampling
 def normal(shape: Sequence[int], seed: int, kind: str = "torch-cpu") -> _Array: ...
+def reads_unguided(sampler: str) -> bool: ...
 def sampler_names() -> list[str]: ...
 def schedule_names() -> list[str]: ...
 
@@ -171,7 +230,7 @@ class NormalSource:
 
 @final
 class NoiseLevels:
-    """The sigmas of a model's training timesteps."""
+    """The noise levels that a model was trained at."""
 
     def __init__(
         self,
@@ -180,7 +239,16 @@ class NoiseLevels:
         beta_end: float,
         count: int,
         zero_terminal_snr: bool = False,
+        nearest: bool = False,
     ) -> None: ...
+    @staticmethod
+    def flow(shift: float = 1.0, count: int = 1000, multiplier: float = 1000.0) -> NoiseLevels: ...
+    @staticmethod
+    def edm(
+        sigma_min: float = 0.002, sigma_max: float = 80.0, count: int = 1000
+    ) -> NoiseLevels: ...
+    @property
+    def kind(self) -> str: ...
     @property
     def sigma_min(self) -> float: ...
     @property
@@ -190,6 +258,17 @@ class NoiseLevels:
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> float: ...
     def __iter__(self) -> Iterator[float]: ...
+
+@final
+class Prediction:
+    """What a denoiser's output means."""
+
+    def __init__(
+        self, kind: str, sigma_data: float | None = None, boundary: NoiseLevels | None = None
+    ) -> None: ...
+    def input_scale(self, sigma: float) -> float: ...
+    def latents_scale(self, sigma: float) -> float: ...
+    def denoise(self, x: _Array, output: _Array, sigma: float) -> _Array: ...
 
 @final
 class Schedule:
@@ -202,13 +281,51 @@ class Schedule:
         levels: NoiseLevels,
         rho: float | None = None,
         steps_offset: int = 0,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        spacing: str = "",
+        coefficient: float | None = None,
+        terminal: float | None = None,
     ) -> None: ...
+    @staticmethod
+    def from_sigmas(sigmas: Sequence[float] | _Array, levels: NoiseLevels) -> Schedule: ...
+    @staticmethod
+    def from_timesteps(timesteps: Sequence[float] | _Array, levels: NoiseLevels) -> Schedule: ...
+    def part(self, first: int, last: int) -> Schedule: ...
+    @property
+    def steps(self) -> int: ...
     @property
     def sigmas(self) -> _Array: ...
     @property
     def timesteps(self) -> _Array: ...
     @property
     def initial_scale(self) -> float: ...
+
+def seed_sequence_word(entropy: int, spawn_key: Sequence[int]) -> int: ...
+
+@final
+class BrownianTree:
+    """A Brownian path that is a function of its seed."""
+
+    def __init__(
+        self, seed: int, start: float, end: float, size: int, kind: str = "torch-cpu"
+    ) -> None: ...
+    def increment(self, start: float, end: float) -> _Array: ...
+
+@final
+class BrownianNoise:
+    """Unit noise from one Brownian path per picture."""
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        sigma_min: float,
+        sigma_max: float,
+        size: int,
+        kind: str = "torch-cpu",
+    ) -> None: ...
+    def normal(self, sigma: float, next: float, shape: Sequence[int]) -> _Array:
+        """Float32 noise [N, ...] for the step sigma -> next."""
 
 @final
 class Sampler:
@@ -224,8 +341,14 @@ class Sampler:
         s_noise: float = 1.0,
         noise: str = "torch-cpu",
         levels: NoiseLevels | None = None,
+        flow: bool = False,
+        brownian: bool | None = None,
+        order: int | None = None,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = ...,
     ) -> None: ...
-    def step(self, denoiser: Callable[[_Array, float], _Array]) -> None: ...
+    def step(self, denoiser: Callable[[_Array, float], _Array | tuple[_Array, _Array]]) -> None: ...
     @property
     def x(self) -> _Array: ...
     @property

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import SDEngineError
-from .loading import plan_model
-from .pipeline import Pipeline
+from .pipeline import ModelSource, Pipeline
 from .results import Result
 from .tokenizers import ClipTokenizer
 
@@ -23,10 +22,11 @@ DEMO_MODEL = Path(__file__).parent / "data" / "demo.gguf"
 def load(
     model: AnyPath,
     *,
-    vae: AnyPath | None = None,
+    vae: AnyPath | Sequence[AnyPath] | None = None,
     text_encoders: AnyPath | Sequence[AnyPath] | Mapping[str, AnyPath] | None = None,
     tokenizer: AnyPath | ClipTokenizer | None = None,
     family: str | None = None,
+    prediction: str | None = None,
     device: str = "auto",
     threads: int = 0,
     weight_type: str | None = None,
@@ -35,12 +35,15 @@ def load(
 
     Args:
         model: a GGUF, safetensors or torch checkpoint file, or a diffusers folder.
-        vae: a file or folder whose autoencoder replaces the model's, or completes it.
+        vae: a file or folder whose autoencoder replaces the model's, or completes it; or the encoder
+            file and the decoder file of a tiny one (TAESD).
         text_encoders: the same for text encoders: a path, a list, or a mapping from component names.
         tokenizer: a folder with ``vocab.json`` and ``merges.txt``, a ``tokenizer.json``, or a
             tokenizer; None looks in the GGUF, in the model's folder, beside the file and in the hub
             cache.
         family: take the model for a member of this family instead of finding out.
+        prediction: what the denoiser predicts where files do not tell or are wrong: ``"epsilon"``, ``"v_prediction"``
+            or ``"sample"``.
         device: a name from :func:`sdengine.devices`, or ``"auto"``.
         threads: CPU threads; 0 takes one per physical core.
         weight_type: hold the weights in this type (``"q8_0"``, ``"q4_k"``, ...) with the rules of
@@ -55,10 +58,18 @@ def load(
         WeightsError: a parameter is missing or does not fit.
         TokenizerError: there is no tokenizer.
     """
-    plan = plan_model(model, vae, text_encoders, family=family)
-    return Pipeline(
-        plan, device=device, threads=threads, tokenizer=tokenizer, weight_type=weight_type
+    source = ModelSource(
+        model,
+        vae=vae,
+        text_encoders=text_encoders,
+        tokenizer=tokenizer,
+        family=family,
+        prediction=prediction,
+        device=device,
+        threads=threads,
+        weight_type=weight_type,
     )
+    return source.open()
 
 
 _demo_lock = threading.Lock()
@@ -83,7 +94,7 @@ def demo_pipeline() -> Pipeline:
 
 def generate(
     prompt: str | Sequence[str],
-    negative_prompt: str | Sequence[str] = "",
+    negative_prompt: str | Sequence[str] | None = None,
     *,
     model: AnyPath | None = None,
     **options: Any,

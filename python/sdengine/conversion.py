@@ -18,9 +18,19 @@ from sdengine.formats import DTYPES
 from sdengine.keys import NameMap
 from sdengine.loading import Binding, ComponentPlan, ModelPlan, plan_model
 from sdengine.loading.new_gguf import NewTensor, new_file, output_errors, write_header
-from sdengine.loading.plan import TextEncoders
+from sdengine.loading.plan import Autoencoders
+from sdengine.loading.text_parts import TextEncoders
+from sdengine.loading.tokenizer_source import CLIP, LAYOUTS, TokenizerSource
 from sdengine.loading.weight_types import Choice, TypeRule, check_type, choose_type, parse_rules
-from sdengine.tokenizers import ClipTokenizer, load_clip_tokenizer, to_gguf_fields
+from sdengine.tokenizers import (
+    ClipTokenizer,
+    JsonTokenizer,
+    SentencePieceTokenizer,
+    load_clip_tokenizer,
+    load_text_tokenizer,
+    to_gguf_fields,
+    to_text_fields,
+)
 
 _QUANTIZATION_VERSION = 2  # of ggml's block types, as gguf's `general.quantization_version`
 _SMALL = 1 << 18  # values; a thread of its own would take longer to start than to convert these
@@ -75,7 +85,7 @@ def convert(
     weight_type: str = "q8_0",
     rules: Mapping[str, str] | Sequence[str] | None = None,
     *,
-    vae: str | PathLike[str] | None = None,
+    vae: Autoencoders | None = None,
     text_encoders: TextEncoders | None = None,
     tokenizer: str | PathLike[str] | ClipTokenizer | None = None,
     defaults: Mapping[str, object] | None = None,
@@ -121,14 +131,14 @@ def convert(
     plan = plan_model(src, vae, text_encoders)
     if defaults:
         plan = replace(plan, defaults=_with_defaults(plan.defaults, defaults))
-    tokenizers = _tokenizers(plan, tokenizer)
+    words = _tokenizer_fields(plan, tokenizer)
     jobs = [
         job
         for part in plan.components.values()
         for job in _jobs(plan, part, weight_type, own_rules)
     ]
     with new_file(dst, _HEADER_BYTES + sum(job.tensor.nbytes for job in jobs)) as part_file:
-        fields = {**_fields(plan, Path(src)), **to_gguf_fields(tokenizers)}
+        fields = {**_fields(plan, Path(src)), **words}
         tensors = [job.tensor for job in jobs]
         with output_errors(dst):
             offsets = write_header(part_file, plan.family.name, fields, tensors)
@@ -139,7 +149,7 @@ def convert(
         nbytes=size,
         source_nbytes=sum(component.nbytes for component in plan.components.values()),
         types={job.tensor.name: job.choice for job in jobs},
-        has_tokenizer=bool(tokenizers),
+        has_tokenizer=bool(words),
     )
 
 
@@ -163,7 +173,7 @@ def _jobs(
     plan: ModelPlan, part: ComponentPlan, weight_type: str, rules: Sequence[TypeRule]
 ) -> Iterator[_Job]:
     """The parameters of a component with their names, types and shapes in the new file."""
-    component = plan.family.component(part.name)
+    component = plan.family.component(part.name).of_kind(part.kind)
     prefix, dialect = component.written
     table = next(table for table in component.tables if table.name == dialect)
     names = NameMap.of_network(table, part.config)
@@ -179,22 +189,40 @@ def _jobs(
         yield _Job(binding, choice, NewTensor(prefix + target.name, choice.dtype, stored, original))
 
 
-def _tokenizers(
+def _tokenizer_fields(
     plan: ModelPlan, given: str | PathLike[str] | ClipTokenizer | None
-) -> dict[str, ClipTokenizer]:
+) -> dict[str, Any]:
     """The tokenizers to store: the one given, or those that travel with the source."""
-    if given is not None:
-        tokenizer = given if isinstance(given, ClipTokenizer) else load_clip_tokenizer(Path(given))
-        return dict.fromkeys(plan.tokenizers, tokenizer)
-    found = {}
+    clip: dict[str, ClipTokenizer] = {}
+    text: dict[str, JsonTokenizer | SentencePieceTokenizer] = {}
     for encoder, source in plan.tokenizers.items():
         try:
-            found[encoder] = source.open(download=False)
+            if source.kind != CLIP:
+                text[encoder] = _text_tokenizer(source, given)
+            elif isinstance(given, ClipTokenizer):
+                clip[encoder] = given
+            elif given is not None:
+                clip[encoder] = load_clip_tokenizer(Path(given))
+            else:
+                clip[encoder] = source.open(download=False)
         except TokenizerError:
-            if source.path is not None:
+            if given is not None or source.path is not None:
                 raise
             # The source has none and this machine neither: the new file asks for it when loaded.
-    return found
+    return {**to_gguf_fields(clip), **to_text_fields(text)}
+
+
+def _text_tokenizer(
+    source: TokenizerSource, given: str | PathLike[str] | ClipTokenizer | None
+) -> JsonTokenizer | SentencePieceTokenizer:
+    if given is None:
+        return source.open_text()
+    if isinstance(given, ClipTokenizer):
+        raise ParameterError(
+            f"tokenizer= is one of CLIP; the {source.encoder} is a language model and takes the path"
+            " of its own"
+        )
+    return load_text_tokenizer(Path(given), LAYOUTS[source.kind].added)
 
 
 def _fields(plan: ModelPlan, source: Path) -> dict[str, Any]:

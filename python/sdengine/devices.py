@@ -88,3 +88,24 @@ def _total_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return 0
+
+
+def available_memory() -> int:
+    """Bytes of memory that this process may still take; 0 where the system does not tell.
+
+    On Linux what is free or can be freed without swapping, within the limits of its control group.
+    """
+    info = Path("/proc/meminfo")
+    if not info.is_file():
+        return 0
+    fields = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
+    free = int(fields.get("MemAvailable", "0 kB").split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        # File pages in the group's cache are given up when they are needed.
+        return min(free, max(0, limit - used + int(counts.get("file", "0"))))
+    except (OSError, ValueError):  # no control group, or no limit ("max")
+        return free

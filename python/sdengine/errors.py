@@ -49,3 +49,7 @@ class OutputError(SDEngineError, OSError):
 
 class Cancelled(SDEngineError):  # noqa: N818 - an event, not a fault
     """The run was cancelled by the caller."""
+
+
+class UnwiseWarning(UserWarning):
+    """Settings that are allowed but known to give bad pictures; the message says what to use instead."""

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from ._core import CancelToken
+    from PIL import Image
+
+    from .run import Run
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class StepEvent:
         latents: float32 ``[N, C, H / 8, W / 8]``, the state of the sampler.
         denoised: float32, same shape: the picture that the denoiser believes in at this step, as latents.
         seconds: time since the first step began.
+        run: the run itself, to be forked or pickled.
     """
 
     step: int
@@ -32,11 +35,20 @@ class StepEvent:
     latents: NDArray[np.float32]
     denoised: NDArray[np.float32]
     seconds: float
-    _token: CancelToken
+    run: Run
+
+    @classmethod
+    def of(cls, run: Run, seconds: float) -> StepEvent:
+        """The step that `run` has just done."""
+        return cls(run.index, run.steps, run.sigma, run.latents, run.denoised, seconds, run)
+
+    def preview(self) -> list[Image.Image]:
+        """Small pictures of :attr:`denoised`; see :meth:`sdengine.Pipeline.preview`."""
+        return self.run.preview()
 
     def cancel(self) -> None:
         """Stop after this step; ``generate`` raises :class:`sdengine.Cancelled`."""
-        self._token.cancel()
+        self.run.cancel()
 
 
 Callback = Callable[[StepEvent], None]

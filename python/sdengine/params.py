@@ -3,107 +3,125 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
 from . import prompt as prompts
-from .components import MAX_BATCH
 from .errors import ParameterError
+from .families import Defaults, SizeConditioning
+from .guidance import Guidance
 from .loading import ModelPlan
+from .noise import COMPAT, Compat
+from .random import KINDS
 from .sampling import resolve_names
+from .text_encoders import MAX_BATCH
 
 MAX_SIDE = 8192
 MAX_STEPS = 1000
 MAX_SEED = 2**64 - 1
+SEAMLESS = {"": 0, "x": 1, "y": 2, "xy": 3}
+"""``seamless`` -> the native option: bit 0 joins left and right, bit 1 top and bottom."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GenerateParameters:
-    """Everything that decides what a picture looks like, besides the model. See ``Pipeline.generate``."""
+    """Everything that decides what a picture looks like, besides the model and given pictures.
+
+    ``Pipeline.generate`` says what each means.
+    """
 
     prompt: list[str]
-    negative_prompt: list[str]
+    negative_prompt: list[str] | None
+    prompt_2: list[str] | None
+    negative_prompt_2: list[str] | None
     width: int
     height: int
     steps: int
-    guidance_scale: float
-    guidance_rescale: float
     sampler: str
     schedule: str
+    sigmas: tuple[float, ...] | None
+    timesteps: tuple[int, ...] | None
+    guidance: Guidance
+    distilled_guidance: float | None
+    """What a model that was distilled with guidance reads."""
     eta: float | None
+    s_noise: float
+    s_churn: float
+    s_tmin: float
+    s_tmax: float
+    brownian: bool | None
+    order: int | None
     seed: int
     batch_size: int
-    clip_skip: int
+    noise: str
+    variation_seed: int | None
+    variation_strength: float
+    compat: str | None
+    strength: float
+    denoising_start: float | None
+    denoising_end: float | None
+    clip_skip: int | None
     weighting: str
+    sizes: Mapping[str, float]
+    negative_sizes: Mapping[str, float]
+    seamless: str
 
     @classmethod
-    def resolve(cls, plan: ModelPlan, **given: Any) -> GenerateParameters:
+    def resolve(cls, plan: ModelPlan, defaults: Defaults, **given: Any) -> GenerateParameters:
         """Fill in the model's defaults where the caller said None, and check every range.
 
         Raises:
             ParameterError: a value is out of range.
         """
-        defaults = plan.defaults
-        batch_size = given["batch_size"]
-        if batch_size is None:
-            batch_size = len(given["prompt"])
+        compat = _compat(given["compat"])
         sampler, implied = resolve_names(given["sampler"] or defaults.sampler)
         _, schedule = resolve_names(sampler, given["schedule"] or implied or defaults.schedule)
+        assert schedule is not None
         values = {
             **given,
             "width": _or(given["width"], defaults.width),
             "height": _or(given["height"], defaults.height),
             "steps": _or(given["steps"], defaults.steps),
-            "guidance_scale": _or(given["guidance_scale"], defaults.guidance),
             "sampler": sampler,
             "schedule": schedule,
-            "batch_size": batch_size,
-            "clip_skip": _or(given["clip_skip"], 1),
+            "eta": _or(given["eta"], defaults.eta),
+            "batch_size": _or(given["batch_size"], len(given["prompt"])),
+            "noise": _or(given["noise"], compat.kind),
+            "brownian": False
+            if given["brownian"] is None and compat.brownian == "none"
+            else given["brownian"],
+            "weighting": _or(given["weighting"], compat.weighting),
         }
-        cls(**values)._check(plan.latents.factor)
+        explicit = given["sigmas"] is not None or given["timesteps"] is not None
+        visited = defaults.timesteps
+        if (
+            not explicit
+            and given["schedule"] is None
+            and visited
+            and len(visited) == values["steps"]
+        ):
+            values["timesteps"] = visited
+        if given["clip_skip"] is not None and isinstance(given["clip_skip"], int):
+            values["clip_skip"] = given["clip_skip"] + 1 - compat.last_layer
+        for name in ("sigmas", "timesteps"):
+            values[name] = _listed(name, values[name])
+        _check(values, plan.latents.factor)
         # numpy's numbers are welcome, and become plain ones.
-        for name in ("width", "height", "steps", "seed", "batch_size", "clip_skip"):
+        for name in ("width", "height", "steps", "seed", "batch_size"):
             values[name] = int(values[name])
-        values["guidance_scale"] = float(values["guidance_scale"])
+        layout, size = plan.family.size_conditioning, (values["height"], values["width"])
+        values["sizes"] = size_values("sizes", layout, given["sizes"], *size)
+        negative = {k: v for k, v in values["sizes"].items() if k != "aesthetic_score"}
+        negative.update(given["negative_sizes"] or {})
+        values["negative_sizes"] = size_values("negative_sizes", layout, negative, *size, 2.5)
         return cls(**values)
 
-    def _check(self, factor: int) -> None:
-        for name in ("width", "height"):
-            value = getattr(self, name)
-            _whole(name, value, factor, MAX_SIDE)
-            if value % factor:
-                raise ParameterError(
-                    f"{name} must be a multiple of {factor}, not {value};"
-                    f" the nearest are {value // factor * factor} and {(value // factor + 1) * factor}"
-                )
-        _whole("steps", self.steps, 1, MAX_STEPS)
-        _whole("batch_size", self.batch_size, 1, MAX_BATCH)
-        _whole("clip_skip", self.clip_skip, 1, 100)
-        _whole("seed", self.seed, 0, MAX_SEED - self.batch_size)
-        _number("guidance_scale", self.guidance_scale, 0.0, 1000.0)
-        _number("guidance_rescale", self.guidance_rescale, 0.0, 1.0)
-        if self.eta is not None:
-            _number("eta", self.eta, 0.0, 10.0)
-        if self.weighting not in prompts.RULES:
-            raise ParameterError(
-                f"weighting must be one of {', '.join(prompts.RULES)}, not {self.weighting!r}"
-            )
-        if len(self.prompt) not in (1, self.batch_size):
-            raise ParameterError(
-                f"{len(self.prompt)} prompts do not fit batch_size {self.batch_size}; give one prompt or as many"
-            )
-
-    def _unusual(self) -> dict[str, object]:
-        """Parameters that most pictures do not need to name."""
-        named: dict[str, object] = {}
-        if self.guidance_rescale:
-            named["guidance_rescale"] = self.guidance_rescale
-        if self.eta is not None:
-            named["eta"] = self.eta
-        if self.weighting != "a1111":
-            named["weighting"] = self.weighting
-        return named
+    @property
+    def conventions(self) -> Compat:
+        """Whose conventions this picture follows."""
+        return _compat(self.compat)
 
     @property
     def seeds(self) -> list[int]:
@@ -113,7 +131,8 @@ class GenerateParameters:
     def metadata(self, model: str) -> list[dict[str, object]]:
         """One dict of generation parameters per picture, as :mod:`sdengine.metadata` writes them."""
 
-        def of(texts: list[str], index: int) -> str:
+        def of(texts: list[str] | None, index: int) -> str:
+            texts = texts or [""]
             return texts[index] if len(texts) > 1 else texts[0]
 
         return [
@@ -123,7 +142,7 @@ class GenerateParameters:
                 "steps": self.steps,
                 "sampler": self.sampler,
                 "schedule": self.schedule,
-                "guidance_scale": self.guidance_scale,
+                "guidance_scale": self._guidance_scale(),
                 "seed": seed,
                 "width": self.width,
                 "height": self.height,
@@ -133,6 +152,144 @@ class GenerateParameters:
             }
             for i, seed in enumerate(self.seeds)
         ]
+
+    def _guidance_scale(self) -> object:
+        return self.guidance.scale if self.distilled_guidance is None else self.distilled_guidance
+
+    def _unusual(self) -> dict[str, object]:
+        """Parameters that most pictures do not need to name."""
+        usual = {
+            "prompt_2": None,
+            "negative_prompt_2": None,
+            "sigmas": None,
+            "timesteps": None,
+            "eta": None,
+            "s_noise": 1.0,
+            "s_churn": 0.0,
+            "s_tmin": 0.0,
+            "s_tmax": math.inf,
+            "brownian": None,
+            "order": None,
+            "noise": "torch-cpu",
+            "variation_seed": None,
+            "variation_strength": 0.0,
+            "compat": None,
+            "strength": 1.0,
+            "denoising_start": None,
+            "denoising_end": None,
+            "weighting": "a1111",
+            "seamless": "",
+        }
+        named = {k: getattr(self, k) for k, v in usual.items() if getattr(self, k) != v}
+        return {**named, **self.guidance.unusual()}
+
+
+def _compat(name: object) -> Compat:
+    if name not in COMPAT:
+        choices = ", ".join(repr(known) for known in COMPAT)
+        raise ParameterError(f"compat must be one of {choices}, not {name!r}")
+    return COMPAT[name]
+
+
+def _check(values: Mapping[str, Any], factor: int) -> None:
+    for name in ("width", "height"):
+        value = values[name]
+        _whole(name, value, factor, MAX_SIDE)
+        if value % factor:
+            raise ParameterError(
+                f"{name} must be a multiple of {factor}, not {value};"
+                f" the nearest are {value // factor * factor} and {(value // factor + 1) * factor}"
+            )
+    _whole("steps", values["steps"], 1, MAX_STEPS)
+    _whole("batch_size", values["batch_size"], 1, MAX_BATCH)
+    _whole("seed", values["seed"], 0, MAX_SEED - int(values["batch_size"]))
+    if values["clip_skip"] is not None:
+        _whole("clip_skip", values["clip_skip"], 1, 100)
+    if values["order"] is not None:
+        _whole("order", values["order"], 1, 4)
+    if math.isnan(values["s_tmax"]):
+        raise ParameterError("s_tmax must be a number, not NaN")
+    if values["variation_seed"] is not None:
+        _whole("variation_seed", values["variation_seed"], 0, MAX_SEED)
+    for name, low, high in (
+        ("eta", 0.0, 10.0),
+        ("s_noise", 0.0, 10.0),
+        ("s_churn", 0.0, 1e6),
+        ("s_tmin", 0.0, 1e6),
+        ("variation_strength", 0.0, 1.0),
+        ("strength", 0.0, 1.0),
+        ("denoising_start", 0.0, 1.0),
+        ("denoising_end", 0.0, 1.0),
+    ):
+        if values[name] is not None:
+            _number(name, values[name], low, high)
+    for name, choices in (
+        ("weighting", prompts.RULES),
+        ("noise", KINDS),
+        ("seamless", tuple(SEAMLESS)),
+    ):
+        if values[name] not in choices:
+            listed = ", ".join(map(repr, choices))
+            raise ParameterError(f"{name} must be one of {listed}, not {values[name]!r}")
+    if values["sigmas"] is not None and values["timesteps"] is not None:
+        raise ParameterError("give sigmas or timesteps, not both")
+    start, end = values["denoising_start"], values["denoising_end"]
+    if start is not None and end is not None and start >= end:
+        raise ParameterError(f"denoising_start ({start}) must be less than denoising_end ({end})")
+    for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
+        texts = values[name]
+        if texts is not None and len(texts) not in (1, values["batch_size"]):
+            raise ParameterError(
+                f"{name}: {len(texts)} texts do not fit batch_size {values['batch_size']};"
+                " give one or as many"
+            )
+
+
+def size_values(
+    argument: str,
+    layout: SizeConditioning | None,
+    given: Mapping[str, float] | None,
+    height: int,
+    width: int,
+    aesthetic_score: float = 6.0,
+) -> dict[str, float]:
+    """A value for every number that a model is told about the picture; defaults are diffusers'.
+
+    Raises:
+        ParameterError: a name is unknown, or a value out of range.
+    """
+    if layout is None:
+        if given:
+            raise ParameterError(f"{argument}: this model is not told sizes; leave it out")
+        return {}
+    usual = {
+        "original_height": height,
+        "original_width": width,
+        "crop_top": 0,
+        "crop_left": 0,
+        "target_height": height,
+        "target_width": width,
+        "aesthetic_score": aesthetic_score,
+    }
+    for name, value in (given or {}).items():
+        if name not in usual:
+            raise ParameterError(
+                f"{argument} has no {name!r}; the names are {', '.join(layout.names)}"
+            )
+        _number(f"{argument}[{name!r}]", value, 0.0, 1e6)
+    return {name: float({**usual, **(given or {})}[name]) for name in layout.names}
+
+
+def _listed(name: str, value: Sequence[float] | None) -> tuple[Any, ...] | None:
+    if value is None:
+        return None
+    try:
+        listed = tuple(float(v) for v in value)
+    except (TypeError, ValueError):
+        raise ParameterError(f"{name} must be a list of numbers, not {value!r}") from None
+    if not 1 <= len(listed) <= MAX_STEPS + 1:
+        raise ParameterError(f"{name} must have 1 to {MAX_STEPS + 1} entries, not {len(listed)}")
+    return tuple(int(v) for v in listed) if name == "timesteps" else listed
 
 
 def _or(value: Any, otherwise: Any) -> Any:

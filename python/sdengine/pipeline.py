@@ -2,32 +2,60 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from . import _core, images
-from .components import MAX_BATCH, Autoencoder, TextEncoder, make_store
-from .conditioning import Conditioning
-from .devices import open_device, peak_memory
-from .errors import NumericError, ParameterError, UnsupportedModelError
-from .events import Callback, StepEvent
-from .loading import ModelPlan
+from . import _core, generation, images, previews
+from .autoencoder import Autoencoder
+from .conditioning import Conditioning, stack_texts
+from .devices import open_device
+from .errors import ParameterError
+from .events import Callback
+from .loading import ModelPlan, plan_model
+from .loading.plan import Autoencoders
+from .loading.text_parts import TextEncoders as TextEncoderPaths
 from .loading.weight_types import check_type
-from .params import GenerateParameters
+from .options import GenerateOptions, Texts, checked_latents, texts
+from .params import SEAMLESS, size_values
+from .recipes import Recipe, defaults_of, find_recipe, prediction_of
 from .results import Result
 from .run import Run
+from .stores import make_store
+from .text_encoders import ClipEncoder, TextEncoders
 from .tokenizers import ClipTokenizer, load_clip_tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Array = NDArray[np.float32]
 AnyPath = str | PathLike[str]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What :func:`sdengine.load` was given: enough to load the model once more."""
+
+    model: AnyPath
+    vae: Autoencoders | None = None
+    text_encoders: TextEncoderPaths | None = None
+    tokenizer: AnyPath | ClipTokenizer | None = None
+    family: str | None = None
+    prediction: str | None = None
+    device: str = "auto"
+    threads: int = 0
+    weight_type: str | None = None
+
+    def open(self) -> Pipeline:
+        """Load it."""
+        return Pipeline(self)
 
 
 class Pipeline:
@@ -36,41 +64,49 @@ class Pipeline:
     Safe to call from several threads: calls on one pipeline wait for each other at the network evaluations.
 
     Attributes:
+        source: what :func:`sdengine.load` was given.
+        recipe: how the publisher says that it is sampled, if its name tells (docs/recipes.md); None for others.
         plan: where everything came from: family, components, scheduler settings, defaults.
         config: hyper-parameters per component (``"unet"``, ``"text_encoder"``, ``"vae"``).
-        tokenizer: the tokenizer of the text encoder.
+        text_encoders: with their tokenizers.
+        vae: the autoencoder.
+        denoiser: the network that predicts.
     """
 
-    def __init__(
-        self,
-        plan: ModelPlan,
-        *,
-        device: str = "auto",
-        threads: int = 0,
-        tokenizer: AnyPath | ClipTokenizer | None = None,
-        weight_type: str | None = None,
-    ) -> None:
-        if weight_type is not None:
-            weight_type = check_type(weight_type)
-        self.plan = plan
+    def __init__(self, source: ModelSource) -> None:
+        weight_type = None if source.weight_type is None else check_type(source.weight_type)
+        plan = plan_model(
+            source.model,
+            source.vae,
+            source.text_encoders,
+            family=source.family,
+            prediction=source.prediction,
+        )
+        self.recipe = find_recipe(plan.family.name, plan.path.stem, *_titles(plan.metadata))
+        if self.recipe is not None:
+            plan = _as_published(plan, self.recipe, source.prediction is not None)
+        self.source, self.plan = source, plan
         self.config: Mapping[str, Mapping[str, Any]] = {
             name: component.config for name, component in plan.components.items()
         }
-        if isinstance(tokenizer, ClipTokenizer):
-            self.tokenizer = tokenizer
-        elif tokenizer is not None:
-            self.tokenizer = load_clip_tokenizer(Path(tokenizer))
-        else:
-            self.tokenizer = plan.tokenizers["text_encoder"].open()
-        self._device = open_device(device, threads)
-        self._text = TextEncoder(
-            plan.components["text_encoder"], self.tokenizer, self._device, weight_type
+        self._device = open_device(source.device, source.threads)
+        self.text_encoders = TextEncoders(
+            [
+                ClipEncoder(
+                    plan.components[use.component],
+                    use,
+                    self._tokenizer(use.component),
+                    self._device,
+                    weight_type,
+                )
+                for use in plan.family.text
+            ]
         )
-        self._vae = Autoencoder(
+        self.vae = Autoencoder(
             plan.components["vae"], plan.latents.factor, self._device, weight_type
         )
         denoiser = plan.components[plan.family.denoiser]
-        self._denoiser = _core.Network(
+        self.denoiser = _core.Network(
             denoiser.kind,
             dict(denoiser.config),
             make_store(denoiser, weight_type),
@@ -78,23 +114,35 @@ class Pipeline:
         )
         self._running: set[_core.CancelToken] = set()
 
+    def _tokenizer(self, encoder: str) -> ClipTokenizer:
+        given = self.source.tokenizer
+        if isinstance(given, ClipTokenizer):
+            return given
+        if given is not None:
+            return load_clip_tokenizer(Path(given))
+        return self.plan.tokenizers[encoder].open()
+
     def __repr__(self) -> str:
         return f"<sdengine.Pipeline {self.plan.title} from {str(self.plan.path)!r}>"
+
+    @property
+    def tokenizer(self) -> ClipTokenizer:
+        """The tokenizer of the first text encoder."""
+        return self.text_encoders.encoders[0].tokenizer
 
     @property
     def graphs_built(self) -> dict[str, int]:
         """Graphs built so far per network: one per input shape, however many evaluations."""
         return {
-            self.plan.family.denoiser: self._denoiser.graphs_built,
-            "text_encoder": self._text.network.graphs_built,
-            "vae_encoder": self._vae.encoder.graphs_built,
-            "vae_decoder": self._vae.decoder.graphs_built,
+            self.plan.family.denoiser: self.denoiser.graphs_built,
+            **self.text_encoders.graphs_built,
+            **self.vae.graphs_built,
         }
 
     @contextmanager
-    def _cancellable(self) -> Iterator[_core.CancelToken]:
+    def running(self, token: _core.CancelToken | None = None) -> Iterator[_core.CancelToken]:
         """A token that :meth:`cancel` reaches while the block runs."""
-        token = _core.CancelToken()
+        token = token or _core.CancelToken()
         self._running.add(token)
         try:
             yield token
@@ -109,55 +157,67 @@ class Pipeline:
     # -------------------------------------------------------------------------------------- stages
     def encode_prompt(
         self,
-        prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] = "",
+        prompt: Texts,
+        negative_prompt: Texts | None = "",
         *,
+        prompt_2: Texts | None = None,
+        negative_prompt_2: Texts | None = None,
         clip_skip: int | None = None,
         weighting: str = "a1111",
     ) -> Conditioning:
         """Encode prompts as the denoiser reads them.
 
         Args:
-            prompt: one prompt or several, with A1111 emphasis: ``(word:1.2)``, ``[word]``, ``BREAK``.
-            negative_prompt: one for all of them, or as many.
-            clip_skip: 1 takes the text encoder's last layer, 2 the one before; None is the model's own.
-            weighting: ``"a1111"``, ``"comfyui"`` or ``"diffusers"`` (no syntax, cut at 77 tokens).
+            prompt: one prompt or several, with A1111 emphasis: ``(word:1.2)``, ``[word]``, ``BREAK``. Schedules and
+                ``AND`` belong to a run and stay plain words here.
+            negative_prompt: one for all of them, or as many. None is no text: zeros for models that were trained
+                so (SDXL), an empty text for the others.
+            prompt_2: what the second text encoder reads; None is `prompt`.
+            negative_prompt_2: the same for the negative prompt.
+            clip_skip: 1 takes the text encoders' last layer, 2 the one before; None is the model's own.
+            weighting: a rule of :data:`sdengine.prompt.RULES`.
 
         Returns:
-            Context and negative context, float32 ``[N, 77 * chunks, width]``.
+            Context and negative context, float32 ``[N, 77 * chunks, width]``, and pooled texts.
 
         Raises:
             ParameterError: too long a prompt, or numbers of prompts that do not fit.
         """
-        with self._cancellable() as token:
-            return self._encode(prompt, negative_prompt, clip_skip, weighting, token)
-
-    def _encode(
-        self,
-        prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str],
-        clip_skip: int | None,
-        weighting: str,
-        cancel: _core.CancelToken | None,
-    ) -> Conditioning:
-        prompts = _texts("prompt", prompt)
-        negatives = _texts("negative_prompt", negative_prompt)
-        if len(negatives) == 1:
-            negatives *= len(prompts)
-        if len(negatives) != len(prompts):
-            raise ParameterError(
-                f"{len(negatives)} negative prompts do not fit {len(prompts)} prompts"
+        prompts = texts("prompt", prompt)
+        second, negative, negative_2 = (
+            None if value is None else texts(name, value)
+            for name, value in (
+                ("prompt_2", prompt_2),
+                ("negative_prompt", negative_prompt),
+                ("negative_prompt_2", negative_prompt_2),
             )
-        return self._text.encode(
-            prompts,
-            negatives,
-            clip_skip=1 if clip_skip is None else clip_skip,
-            weighting=weighting,
-            cancel=cancel,
         )
+        positives = self.text_encoders.pair(prompts, second, len(prompts))
+        negatives = self.negatives(negative, negative_2, len(prompts))
+        with self.running() as token:
+            encoded = self.text_encoders.encode(
+                [*positives, *negatives], clip_skip=clip_skip, weighting=weighting, cancel=token
+            )
+        context, pooled = stack_texts([encoded[text] for text in positives])
+        negative_context, negative_pooled = stack_texts([encoded[text] for text in negatives])
+        return Conditioning(context, negative_context, pooled, negative_pooled)
+
+    def negatives(
+        self, given: list[str] | None, second: list[str] | None, count: int
+    ) -> list[tuple[str, ...]]:
+        """The negative texts of `count` pictures; empty tuples where zeros stand for no text."""
+        if given is None and second is None and self.plan.family.empty_negative_is_zeros:
+            return [()] * count
+        return self.text_encoders.pair(given or [""], second, count)
 
     def predict(
-        self, latents: Array, timestep: float | Sequence[float], cond: Conditioning
+        self,
+        latents: Array,
+        timestep: float | Sequence[float],
+        cond: Conditioning,
+        *,
+        sizes: Mapping[str, float] | None = None,
+        guidance_scale: float | None = None,
     ) -> Array:
         """One raw evaluation of the denoiser, without guidance.
 
@@ -165,6 +225,9 @@ class Pipeline:
             latents: float32 ``[N, C, h, w]`` as the network takes them (input scaling done), C its input channels.
             timestep: one for all, or N of them; 0 to 999, fractions allowed.
             cond: conditioning of one prompt or N; the negative part is not used.
+            sizes: what an SDXL class model is told about the picture, see :class:`sdengine.GenerateOptions`; the
+                size of the latents by default.
+            guidance_scale: for models that were distilled with it (LCM); the model's default otherwise.
 
         Returns:
             The network's output (noise, velocity or sample, as the model predicts), float32 ``[N, 4, h, w]``.
@@ -173,7 +236,7 @@ class Pipeline:
             ParameterError: shapes that do not fit.
             NumericError: the network produced NaN or infinity.
         """
-        latents = _latents("latents", latents)
+        latents = checked_latents("latents", latents)
         count = latents.shape[0]
         try:
             steps = np.broadcast_to(np.asarray(timestep, np.float32), (count,))
@@ -183,17 +246,37 @@ class Pipeline:
             ) from None
         if not isinstance(cond, Conditioning):
             raise ParameterError("cond must be what encode_prompt() returned")
-        context = cond.repeat(count).context
-        inputs = {"latents": latents, "timesteps": np.ascontiguousarray(steps), "context": context}
-        with self._cancellable() as token:
-            return self._denoiser.run(inputs, {}, token)["prediction"]
+        cond = cond.repeat(count)
+        height, width = (side * self.plan.latents.factor for side in latents.shape[2:])
+        told = generation.told(
+            self.plan,
+            count,
+            size_values("sizes", self.plan.family.size_conditioning, sizes, height, width),
+            {},
+            self._distilled_guidance(guidance_scale),
+        )
+        inputs = {
+            "latents": latents,
+            "timesteps": np.ascontiguousarray(steps),
+            **told.inputs(cond.context, cond.pooled, False),
+        }
+        with self.running() as token:
+            return self.denoiser.run(inputs, {}, token)["prediction"]
 
-    def encode_image(self, image: Any, *, tile: int | None = None) -> Array:
-        """Encode a picture to latents: the mean of the posterior, scaled as the denoiser sees it.
+    def _distilled_guidance(self, scale: float | None) -> float | None:
+        if not self.plan.reads_guidance:
+            return None
+        return self.plan.defaults.guidance if scale is None else scale
+
+    def encode_image(
+        self, image: Any, *, seed: int | None = None, tile: int | None = None
+    ) -> Array:
+        """Encode a picture to latents, scaled as the denoiser sees them.
 
         Args:
             image: PIL picture, path, or array (uint8 ``[H, W, 3]``, or float 0..1), or a list of them of one size.
                 Width and height must be multiples of 8.
+            seed: of a sample of the posterior; None takes its mean.
             tile: side of a tile in latents; 0 for one piece, None to decide by size.
 
         Returns:
@@ -206,14 +289,15 @@ class Pipeline:
         arrays = [images.to_array(picture) for picture in pictures]
         if len({array.shape for array in arrays}) != 1:
             raise ParameterError("the pictures of a batch must have one size")
-        with self._cancellable() as token:
-            return self._vae.encode(np.concatenate(arrays), tile, token)
+        with self.running() as token:
+            return self.vae.encode(np.concatenate(arrays), tile, token, seed=seed)
 
     def decode_latents(
         self,
         latents: Array,
         *,
         output_type: Literal["pil", "numpy"] = "pil",
+        seamless: str = "",
         tile: int | None = None,
     ) -> Any:
         """Decode latents to pictures.
@@ -221,6 +305,7 @@ class Pipeline:
         Args:
             latents: float32 ``[N, C, h, w]``, scaled as the denoiser sees them.
             output_type: ``"pil"`` for a list of pictures, ``"numpy"`` for float32 ``[N, 3, 8 h, 8 w]`` in about -1..1.
+            seamless: ``"x"``, ``"y"`` or ``"xy"``: opposite edges join.
             tile: side of a tile in latents; 0 for one piece, None to decide by size.
 
         Raises:
@@ -229,164 +314,93 @@ class Pipeline:
         """
         if output_type not in ("pil", "numpy"):
             raise ParameterError(f"output_type must be 'pil' or 'numpy', not {output_type!r}")
-        with self._cancellable() as token:
-            pictures = self._vae.decode(_latents("latents", latents), tile, token)
+        if seamless not in SEAMLESS:
+            raise ParameterError(f"seamless must be '', 'x', 'y' or 'xy', not {seamless!r}")
+        array = checked_latents("latents", latents)
+        with self.running() as token:
+            pictures = self.vae.decode(array, tile, token, circular=SEAMLESS[seamless])
         return pictures if output_type == "numpy" else images.to_pil(pictures)
 
+    def preview(self, latents: Array) -> list[Image.Image]:
+        """Small pictures of clean latents by a linear map to colours: a few microseconds each.
+
+        Raises:
+            ParameterError: the model's latents have no such map.
+        """
+        projection = self._projection()
+        return previews.preview(
+            checked_latents("latents", latents), projection.factors, projection.bias
+        )
+
+    def _projection(self) -> previews.Projection:
+        stored = self.plan.metadata.get(previews.METADATA_KEY)
+        if stored is not None:
+            return previews.Projection.of_numbers(stored)
+        known = previews.PROJECTIONS.get(self.plan.family.name)
+        if known is None:
+            raise ParameterError(f"there are no preview colours for {self.plan.title}")
+        return known
+
     # ---------------------------------------------------------------------------------- generation
+    def start(
+        self,
+        prompt: Texts | None = None,
+        negative_prompt: Texts | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Run:
+        """Prepare a generation without doing it: the run's ``step()`` does one sampler step.
+
+        Arguments and errors are those of :meth:`generate`.
+        """
+        return generation.begin(self, prompt, negative_prompt, options)
+
     def generate(
         self,
-        prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] = "",
+        prompt: Texts | None = None,
+        negative_prompt: Texts | None = None,
         *,
-        width: int | None = None,
-        height: int | None = None,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        guidance_rescale: float = 0.0,
-        sampler: str | None = None,
-        schedule: str | None = None,
-        eta: float | None = None,
-        seed: int | None = None,
-        batch_size: int | None = None,
-        clip_skip: int | None = None,
-        weighting: str = "a1111",
-        latents: Array | None = None,
-        tile: int | None = None,
         callback: Callback | None = None,
+        refiner: Pipeline | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> Result:
-        """Make pictures from text. None takes the model's own default.
+        """Make pictures. What is not given, or None, is the model's own default.
+
+        ``pipe.generate("a lighthouse at dusk", steps=20, seed=42).image.save("lighthouse.png")``
 
         Args:
-            prompt: one prompt, or one per picture; A1111 emphasis syntax.
+            prompt: one prompt, or one per picture, in A1111's notation (docs/prompts.md).
             negative_prompt: what should not be seen; one, or one per picture.
-            width: pixels, a multiple of 8.
-            height: pixels, a multiple of 8.
-            steps: 1 to 1000.
-            guidance_scale: strength of classifier-free guidance; 1 turns it off and halves the work.
-            guidance_rescale: 0..1, pulls the guided result's contrast back (Lin et al. 2023); 0.7 suits
-                zero-terminal-SNR models.
-            sampler: a name from :mod:`sdengine.sampling`, in the spelling of any program people use.
-            schedule: a step schedule from :mod:`sdengine.sampling`.
-            eta: noise of ancestral samplers, 0 for none; None is the sampler's own.
-            seed: of the first picture, the next ones get ``seed + 1``, ...; None takes a random one. The noise equals
-                torch's CPU generator's.
-            batch_size: pictures to make, 1 to 64.
-            clip_skip: 1 takes the text encoder's last layer, 2 the one before.
-            weighting: prompt weighting rule, see :meth:`encode_prompt`.
-            latents: start noise of standard deviation 1, float32 ``[N, C, h, w]``, instead of the seed's.
-            tile: side of the autoencoder's tiles in latents, see :meth:`decode_latents`.
             callback: called after every step with a :class:`sdengine.StepEvent`.
+            refiner: a refiner model that takes over where ``denoising_end`` (0.8) stops (SDXL's ensemble of experts).
+            options: see :class:`sdengine.GenerateOptions`: size, steps, guidance, sampler, seed, given pictures, ...
 
         Raises:
             ParameterError: an argument is out of range; the message says what is allowed.
             NumericError: NaN or infinity appeared; the message names the step.
             Cancelled: :meth:`cancel` was called, or the event's ``cancel``.
         """
-        if self.plan.task != "text":
-            raise UnsupportedModelError(
-                f"{self.plan.title} needs a picture besides the prompt, and that task is not supported yet;"
-                " its networks can be called with predict(), encode_prompt() and decode_latents()"
-            )
-        parameters = GenerateParameters.resolve(
-            self.plan,
-            prompt=_texts("prompt", prompt),
-            negative_prompt=_texts("negative_prompt", negative_prompt),
-            width=width,
-            height=height,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            guidance_rescale=guidance_rescale,
-            sampler=sampler,
-            schedule=schedule,
-            eta=eta,
-            seed=secrets.randbits(32) if seed is None else seed,
-            batch_size=batch_size,
-            clip_skip=clip_skip,
-            weighting=weighting,
-        )
-        if latents is not None:
-            latents = _latents("latents", latents)
-        with self._cancellable() as token:
-            return self._generate(parameters, latents, tile, callback, token)
-
-    def _generate(
-        self,
-        parameters: GenerateParameters,
-        latents: Array | None,
-        tile: int | None,
-        callback: Callback | None,
-        token: _core.CancelToken,
-    ) -> Result:
-        started = time.perf_counter()
-        cond = self._encode(
-            parameters.prompt,
-            parameters.negative_prompt,
-            parameters.clip_skip,
-            parameters.weighting,
-            token,
-        ).repeat(parameters.batch_size)
-        encoded = time.perf_counter()
-        run = Run(self._denoiser, self.plan, parameters, cond, latents, token)
-        step_times = []
-        while not run.done:
-            before = time.perf_counter()
-            run.step()
-            now = time.perf_counter()
-            step_times.append(now - before)
-            if callback is not None:
-                callback(
-                    StepEvent(
-                        step=run.index,
-                        steps=run.steps,
-                        sigma=run.sigma,
-                        latents=run.latents,
-                        denoised=run.denoised,
-                        seconds=now - encoded,
-                        _token=token,
-                    )
-                )
-        denoised = time.perf_counter()
-        final = run.latents
-        pictures = images.to_pil(self._vae.decode(final, tile, token))
-        finished = time.perf_counter()
-        return Result(
-            images=pictures,
-            seeds=parameters.seeds,
-            latents=final,
-            timings={
-                "encode": encoded - started,
-                "denoise": denoised - encoded,
-                "decode": finished - denoised,
-                "total": finished - started,
-                "per_step": sum(step_times) / len(step_times),
-            },
-            peak_memory=peak_memory(),
-            metadata=parameters.metadata(self.plan.path.stem),
-        )
+        if refiner is None:
+            run = self.start(prompt, negative_prompt, **options)
+            return generation.finish(run, callback).result()
+        return generation.refined(self, refiner, prompt, negative_prompt, options, callback)
 
 
-def _texts(name: str, value: str | Sequence[str]) -> list[str]:
-    texts = [value] if isinstance(value, str) else value
-    listed = isinstance(texts, list | tuple) and len(texts) > 0
-    if not listed or not all(isinstance(text, str) for text in texts):
-        raise ParameterError(f"{name} must be a text or a list of texts, not {value!r}")
-    texts = list(texts)
-    if len(texts) > MAX_BATCH:
-        raise ParameterError(f"{name}: at most {MAX_BATCH} texts at once, not {len(texts)}")
-    return texts
+# Where a file says what it is called (GGUF; Stability AI's modelspec; kohya's trainer).
+_TITLES = ("general.name", "modelspec.title", "ss_output_name")
 
 
-def _latents(name: str, value: Array) -> Array:
-    try:
-        given = np.asarray(value)
-    except ValueError as error:  # rows of different lengths
-        raise ParameterError(f"{name} must be an array of numbers: {error}") from None
-    if given.dtype.kind not in "fiu":
-        raise ParameterError(f"{name} must be an array of real numbers, not of {given.dtype}")
-    array = np.ascontiguousarray(given, np.float32)
-    if array.ndim != 4 or 0 in array.shape:
-        raise ParameterError(f"{name} must have the shape [N, C, h, w], not {list(array.shape)}")
-    if not np.isfinite(array).all():
-        raise NumericError(f"{name} holds NaN or infinity")
-    return array
+def _titles(metadata: Mapping[str, Any]) -> list[str]:
+    return [str(metadata[key]) for key in _TITLES if isinstance(metadata.get(key), str)]
+
+
+def _as_published(plan: ModelPlan, recipe: Recipe, prediction_is_given: bool) -> ModelPlan:
+    """The plan with what a recipe says. What ``convert`` stored in the file comes first."""
+    settings = plan.scheduler
+    if not prediction_is_given:
+        settings = replace(settings, prediction=prediction_of(recipe, settings.prediction))
+    if "sdengine.defaults" in plan.metadata:
+        return replace(plan, scheduler=settings)
+    defaults = defaults_of(recipe, plan.defaults)
+    if plan.reads_guidance:  # the recipe's number is for models that are guided from outside
+        defaults = replace(defaults, guidance=plan.defaults.guidance)
+    return replace(plan, scheduler=settings, defaults=defaults)

@@ -1,109 +1,210 @@
-"""One generation's denoising, step by step."""
+"""One generation, step by step."""
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from . import _core
-from .conditioning import Conditioning
+from . import _core, images
+from .branches import Phases
+from .devices import peak_memory
 from .errors import ParameterError
-from .loading import ModelPlan
-from .params import GenerateParameters
+from .params import SEAMLESS, GenerateParameters
+from .results import Result
+from .steps import Steps, plan_steps
+from .tasks import Pictures, Start, noise_seeds, pasted
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline
 
 Array = NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class RunInputs:
+    """All that a run depends on besides the model, in plain values and numpy."""
+
+    parameters: GenerateParameters
+    phases: Phases
+    start: Start
+    pictures: Pictures
+    tile: int | None
+
+
+@dataclass
+class Times:
+    """Seconds spent so far."""
+
+    encode: float = 0.0
+    steps: list[float] = field(default_factory=list)
+
+
 class Run:
-    """Noise to latents: made from parameters and conditioning, advanced by :meth:`step`."""
+    """One generation, made by :meth:`sdengine.Pipeline.start` and advanced by :meth:`step`.
 
-    def __init__(
-        self,
-        denoiser: _core.Network,
-        plan: ModelPlan,
-        parameters: GenerateParameters,
-        cond: Conditioning,
-        latents: Array | None,
-        token: _core.CancelToken,
-    ) -> None:
-        self._token = token
-        settings = plan.scheduler
-        levels = _core.NoiseLevels(
-            settings.beta_kind,
-            settings.beta_start,
-            settings.beta_end,
-            settings.train_steps,
-            settings.rescale_zero_snr,
-        )
-        schedule = _core.Schedule(
-            parameters.schedule, parameters.steps, levels, steps_offset=settings.steps_offset
-        )
-        noise = _core.NormalSource(parameters.seeds)
-        factor = plan.latents.factor
-        shape = [
-            parameters.batch_size,
-            plan.latents.channels,
-            parameters.height // factor,
-            parameters.width // factor,
-        ]
-        if latents is None:
-            latents = noise.normal(shape)
-        elif list(latents.shape) != shape:
-            raise ParameterError(f"latents must have the shape {shape}, not {list(latents.shape)}")
-        negative = {} if cond.negative_context is None else {"context": cond.negative_context}
-        if parameters.guidance_scale == 1.0:
-            negative = {}  # one evaluation a step instead of two
-        self._run = _core.DenoiseRun(
-            denoiser,
+    A run can be pickled between steps and goes on bit for bit where it is read, in another process too: the model is
+    loaded again from where it was.
+
+    Attributes:
+        parameters: of the generation.
+    """
+
+    def __init__(self, pipeline: Pipeline, inputs: RunInputs, encode_seconds: float = 0.0) -> None:
+        self.parameters = inputs.parameters
+        self._pipeline, self._inputs = pipeline, inputs
+        self._token = _core.CancelToken()
+        self._times = Times(encode_seconds)
+        self._native = self._made()
+
+    def _made(self) -> _core.DenoiseRun:
+        plan, parameters, start = self._pipeline.plan, self.parameters, self._inputs.start
+        steps: Steps = plan_steps(plan, parameters)
+        blend = start.blend
+        return _core.DenoiseRun(
+            self._pipeline.denoiser,
             sampler=parameters.sampler,
-            x=latents * np.float32(schedule.initial_scale),
-            schedule=schedule,
-            levels=levels,
-            prediction=settings.prediction,
-            seeds=parameters.seeds,
-            noise_state=noise.save(),
-            positive={"context": cond.context},
-            negative=negative,
-            guidance_scale=parameters.guidance_scale,
-            guidance_rescale=parameters.guidance_rescale,
+            x=start.x,
+            schedule=steps.schedule,
+            levels=steps.levels,
+            prediction=steps.prediction,
+            seeds=noise_seeds(parameters),
+            noise=parameters.noise,
+            noise_state=start.noise_state,
+            phases=[
+                (until, [b.native() for b in branches]) for until, branches in self._inputs.phases
+            ],
+            guidance=parameters.guidance.native(),
+            blend=None if blend is None else (blend.original, blend.noise, blend.mask),
             eta=parameters.eta,
+            s_noise=parameters.s_noise,
+            brownian=parameters.brownian,
+            order=parameters.order,
+            churn=(parameters.s_churn, parameters.s_tmin, parameters.s_tmax),
+            options={"circular": SEAMLESS[parameters.seamless]},
         )
 
+    # ------------------------------------------------------------------------------------- steps
     def step(self) -> None:
         """Do one sampler step.
 
         Raises:
-            NumericError: NaN or infinity appeared.
-            Cancelled: the run was cancelled.
+            NumericError: NaN or infinity appeared; the message names the step.
+            Cancelled: the run was cancelled. It can go on after :meth:`fork` or pickling.
         """
-        self._run.step(self._token)
+        before = time.perf_counter()
+        with self._pipeline.running(self._token):
+            self._native.step(self._token)
+        self._times.steps.append(time.perf_counter() - before)
+
+    def cancel(self) -> None:
+        """Stop the step that is running in another thread, and refuse further ones."""
+        self._token.cancel()
+
+    def fork(self) -> Run:
+        """A copy that goes its own way from here."""
+        return self._restored(self._pipeline, self._inputs, self._native.save(), self._times)
 
     @property
     def done(self) -> bool:
         """True after the last step."""
-        return self._run.done
+        return self._native.done
 
     @property
     def index(self) -> int:
         """Steps done."""
-        return self._run.index
+        return self._native.index
 
     @property
     def steps(self) -> int:
         """Steps in all."""
-        return self._run.steps
+        return self._native.steps
 
     @property
     def sigma(self) -> float:
         """Noise level that the latents have now."""
-        return self._run.sigma
+        return self._native.sigma
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the denoiser so far; branches in one batch count as one."""
+        return self._native.evaluations
 
     @property
     def latents(self) -> Array:
-        """The sampler's state, float32 ``[N, C, h, w]``."""
-        return self._run.latents
+        """The sampler's state, float32 ``[N, C, h, w]``. May be set, to another state of this noise level."""
+        return self._native.latents
+
+    @latents.setter
+    def latents(self, values: Array) -> None:
+        given = np.ascontiguousarray(values, np.float32)
+        if given.shape != self._native.latents.shape:
+            raise ParameterError(
+                f"latents must have the shape {list(self._native.latents.shape)}, not {list(given.shape)}"
+            )
+        self._native.set_latents(given)
 
     @property
     def denoised(self) -> Array:
         """The last estimate of the clean latents, same shape."""
-        return self._run.denoised
+        return self._native.denoised
+
+    def preview(self) -> list[Image.Image]:
+        """Small pictures of :attr:`denoised`, at the cost of a few microseconds each."""
+        return self._pipeline.preview(self.denoised)
+
+    # ------------------------------------------------------------------------------------ result
+    def result(self) -> Result:
+        """Decode the latents as they are now.
+
+        Raises:
+            NumericError: the autoencoder produced NaN or infinity.
+        """
+        before = time.perf_counter()
+        latents = self.latents
+        # Decoding is when most memory is taken; the denoiser's part of it is not needed now.
+        self._pipeline.denoiser.release_weights()
+        with self._pipeline.running(self._token):
+            decoded = self._pipeline.vae.decode(
+                latents,
+                self._inputs.tile,
+                self._token,
+                circular=SEAMLESS[self.parameters.seamless],
+            )
+        pictures = images.to_pil(decoded)
+        if self._inputs.pictures.mask is not None:
+            pictures = pasted(pictures, self._inputs.pictures)
+        decode, denoise = time.perf_counter() - before, sum(self._times.steps)
+        return Result(
+            images=pictures,
+            seeds=self.parameters.seeds,
+            latents=latents,
+            timings={
+                "encode": self._times.encode,
+                "denoise": denoise,
+                "decode": decode,
+                "total": self._times.encode + denoise + decode,
+                "per_step": denoise / max(1, len(self._times.steps)),
+            },
+            peak_memory=peak_memory(),
+            metadata=self.parameters.metadata(self._pipeline.plan.path.stem),
+        )
+
+    # ---------------------------------------------------------------------------------- pickling
+    @classmethod
+    def _restored(cls, pipeline: Pipeline, inputs: RunInputs, state: bytes, times: Times) -> Run:
+        run = cls(pipeline, inputs, times.encode)
+        run._times.steps.extend(times.steps)
+        run._native.restore(state)
+        return run
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self._pipeline.source, self._inputs, self._native.save(), self._times)
+
+
+def _unpickled(source: Any, inputs: RunInputs, state: bytes, times: Times) -> Run:
+    return Run._restored(source.open(), inputs, state, times)

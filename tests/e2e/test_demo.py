@@ -65,6 +65,7 @@ def test_four_bits(tmp_path: Path, as_shipped: float) -> None:
     assert accuracy(sdengine.load(path), 100) >= as_shipped - 0.05
 
 
+@pytest.mark.filterwarnings("ignore::sdengine.UnwiseWarning")  # tcd is for distilled models
 @pytest.mark.parametrize(
     "sampler", [s for s in SAMPLERS if s != "lcm"]
 )  # lcm is for models distilled for it

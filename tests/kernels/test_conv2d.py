@@ -225,6 +225,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": torch.relu,
 }
 
 
@@ -258,6 +259,18 @@ def test_epilogue(
         y = y + torch.from_numpy(residual)
     found = case.run(x, weight, isa=isa, activation=activation, method=method, **options)
     assert relative_error(found, y.numpy()) <= METHODS[method]
+
+
+@pytest.mark.parametrize("method", ["direct", "winograd"])
+def test_residual_before_the_activation(isa: str, method: str, rng: np.random.Generator) -> None:
+    case = Case(5, 4, 70, 37, batch=2)
+    x, weight = case.data(rng)
+    weight *= 0.1
+    y = case.expected(x, weight)
+    residual = rng.standard_normal(y.shape, dtype=np.float32)
+    options = {"residual": residual, "residual_inside": True, "activation": "relu"}
+    found = case.run(x, weight, isa=isa, method=method, **options)
+    assert relative_error(found, np.maximum(y + residual, 0)) <= METHODS[method]
 
 
 def test_not_a_number_is_not_hidden(isa: str, rng: np.random.Generator) -> None:

@@ -49,6 +49,8 @@ SD15_VAE = {
     "mid_attention": True,
     "scaling_factor": 0.18215,
     "shift_factor": 0.0,
+    "latents_mean": [],
+    "latents_std": [],
 }
 CLIP_L = {
     "vocab_size": 49408,
@@ -191,7 +193,7 @@ WHOLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "unet": (SD15, {**inventories.SD15_UNET, "norm_num_groups": 32, "norm_eps": 1e-5}),
     "autoencoder_kl": (
         SD15_VAE,
-        {**inventories.SD15_VAE, "shift_factor": 0.0, "norm_num_groups": 32},
+        {**inventories.SD15_VAE, "shift_factor": 0.0, "norm_num_groups": 32, "latents_mean": None},
     ),
     "clip_text": (CLIP_L, {**inventories.CLIP_L, "layer_norm_eps": 1e-5, "text_config": None}),
 }

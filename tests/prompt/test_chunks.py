@@ -177,3 +177,18 @@ def test_no_token_is_lost_or_moved(parts: list[str], backtrack: int) -> None:
     expected = [{",": COMMA}.get(p) or 100 + int(p[1:]) for p in parts if p != "BREAK"]
     assert list(chain(*contents(chunks))) == expected
     assert chunks.ids.shape == chunks.weights.shape == (len(chunks), 77)
+
+
+def test_a_short_segment_that_does_not_fit_moves_as_a_whole() -> None:
+    segments = [Segment(words(0, 70)), Segment(words(70, 7), 1.2), Segment(words(77, 8), 0.9)]
+    kept = chunk(WordTokenizer(), segments, keep_whole=8)
+    assert len(kept) == 2
+    assert kept.ids[0, 70:72].tolist() == [169, EOS]
+    assert kept.ids[1, 1:16].tolist() == list(range(170, 185))
+    np.testing.assert_allclose(kept.weights[1, 1:16], [1.2] * 7 + [0.9] * 8)
+    # Eight tokens are cut where the chunk ends, and so is everything without the option.
+    long = chunk(WordTokenizer(), [segments[0], Segment(words(70, 8))], keep_whole=8)
+    assert long.ids[0, 71:77].tolist() == [170, 171, 172, 173, 174, EOS]
+    assert chunk(WordTokenizer(), segments).ids[0, 71] == 170
+    with pytest.raises(ParameterError, match="keep_whole"):
+        chunk(WordTokenizer(), segments, keep_whole=76)

@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 from sdengine.errors import ParameterError
 from sdengine.prompt import (
     RULES,
+    Segment,
     apply_weights,
+    blend,
+    downweighted,
     interpolate_from_empty,
+    join_encoders,
     multiply_and_restore_mean,
 )
 
@@ -77,7 +81,7 @@ def test_rules_are_told_apart() -> None:
 
 def test_bad_input() -> None:
     embeddings, weights, empty = inputs()
-    with pytest.raises(ParameterError, match="a1111, comfyui, diffusers, not 'sum'"):
+    with pytest.raises(ParameterError, match="a1111, comfyui, compel, diffusers, not 'sum'"):
         apply_weights("sum", embeddings, weights, empty)
     with pytest.raises(ParameterError, match=r"\(154, 16\) do not fit weights \(1, 77\)"):
         apply_weights("a1111", embeddings, weights[:1], empty)
@@ -93,3 +97,57 @@ def test_a_uniform_weight_is_no_weight_under_a1111(weight: float) -> None:
     if abs(weight) > 1e-3:
         found = multiply_and_restore_mean(embeddings, np.full_like(weights, weight))
         np.testing.assert_allclose(found, embeddings, rtol=1e-4, atol=1e-5)
+
+
+def test_compel_blends_with_the_prompts_that_lack_what_weighs_less() -> None:
+    segments = [Segment("a", 1.5), Segment("b", 0.5), Segment("c"), Segment("d", 0.0)]
+    without = downweighted(segments)
+    assert [[s.text for s in prompt] for prompt, _ in without] == [["a", "c", "d"], ["a", "b", "c"]]
+    # Weight 0.5 counts as much as the full prompt; weight 0 drowns everything else.
+    assert without[0][1] == pytest.approx(1.0)
+    assert without[1][1] > 6e4
+    assert downweighted([Segment("a"), Segment("b", 1.2)]) == []
+    assert downweighted([Segment("a", 0.5)])[0][0] == [Segment("")]
+    assert downweighted([Segment("a", -3.0)]) == downweighted([Segment("a", 0.0)])
+
+
+def test_compel_equals_its_formula() -> None:
+    rng = np.random.default_rng(3)
+    full, without_b, without_d = rng.normal(size=(3, 77, 8)).astype(np.float32)
+    segments = [Segment("a", 1.5), Segment("b", 0.75), Segment("d", 0.25)]
+    shares = [1.0, *(share for _, share in downweighted(segments))]
+    found = blend([full, without_b, without_d], shares)
+    tangents = [1.0, np.tan(0.25 * np.pi / 2), np.tan(0.75 * np.pi / 2)]
+    expected = (full + tangents[1] * without_b + tangents[2] * without_d) / sum(tangents)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert blend([full], [1.0]) is full
+
+
+def test_blend_refuses_what_has_no_mean() -> None:
+    array = np.zeros((77, 8), np.float32)
+    for embeddings, shares in [
+        ([array], [1, 2]),
+        ([array, array[:3]], [1, 1]),
+        ([], []),
+        ([array], [0.0]),
+    ]:
+        with pytest.raises(ParameterError, match="share"):
+            blend(embeddings, shares)
+    with pytest.raises(ParameterError, match="65 parts"):
+        downweighted([Segment(str(n), 0.5) for n in range(65)])
+
+
+def test_two_encoders_are_weighted_apart_and_joined() -> None:
+    embeddings, weights, empty = inputs(1)
+    wide = np.concatenate([embeddings, 2 * embeddings], axis=1)
+    found = join_encoders(
+        "comfyui", [(embeddings, weights, empty), (wide, weights, np.tile(empty, 2))]
+    )
+    np.testing.assert_array_equal(
+        found[:, :WIDTH], interpolate_from_empty(embeddings, weights, empty)
+    )
+    np.testing.assert_array_equal(
+        found[:, WIDTH:], interpolate_from_empty(wide, weights, np.tile(empty, 2))
+    )
+    with pytest.raises(ParameterError, match="equalize"):
+        join_encoders("a1111", [(embeddings, weights, None), (wide[:TOKENS], weights[:1], None)])

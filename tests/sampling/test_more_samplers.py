@@ -40,30 +40,41 @@ def run_scheduler(scheduler: Any, levels: np.ndarray, x: np.ndarray, **options: 
 
 
 @pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("order", [None, 1, 2, 3])
 @pytest.mark.parametrize(("solver", "last"), [("bh1", 0.01), ("bh2", 0.01), ("bh2", 0)])
-def test_unipc_equals_diffusers(solver: str, last: float, steps: int) -> None:
+def test_unipc_equals_diffusers(solver: str, last: float, order: int | None, steps: int) -> None:
     scheduler = diffusers.UniPCMultistepScheduler(
-        **BETAS, solver_type=solver, prediction_type="sample", use_karras_sigmas=True
+        **BETAS,
+        **({} if order is None else {"solver_order": order}),
+        solver_type=solver,
+        prediction_type="sample",
+        use_karras_sigmas=True,
     )
     scheduler.set_timesteps(steps)
     scheduler.sigmas[-1] = last  # bh1 divides by 0 at level 0 there
     levels = scheduler.sigmas.numpy()
     x = start(levels)
     expected = run_scheduler(scheduler, levels, x)
-    assert relative(sample(mixture, x, levels, f"unipc_{solver}"), expected) <= 1e-5
+    found = sample(mixture, x, levels, f"unipc_{solver}", order=order)
+    assert relative(found, expected) <= 1e-5
 
 
 @pytest.mark.parametrize("steps", STEPS)
-def test_deis_equals_diffusers(steps: int) -> None:
+@pytest.mark.parametrize("order", [None, 1, 2, 3])
+def test_deis_equals_diffusers(order: int | None, steps: int) -> None:
     scheduler = diffusers.DEISMultistepScheduler(
-        **BETAS, prediction_type="sample", use_karras_sigmas=True, lower_order_final=False
+        **BETAS,
+        **({} if order is None else {"solver_order": order}),
+        prediction_type="sample",
+        use_karras_sigmas=True,
+        lower_order_final=False,
     )
     scheduler.set_timesteps(steps)
     scheduler.sigmas[-1] = 0.01  # it takes the logarithm of the last level
     levels = scheduler.sigmas.numpy()
     x = start(levels)
     expected = run_scheduler(scheduler, levels, x)
-    assert relative(sample(mixture, x, levels, "deis"), expected) <= 1e-5
+    assert relative(sample(mixture, x, levels, "deis", order=order), expected) <= 1e-5
 
 
 def trained_levels(scheduler: Any, last: float) -> np.ndarray:
@@ -195,25 +206,57 @@ def gradient_estimation(x: np.ndarray, levels: np.ndarray) -> np.ndarray:
     return x
 
 
+def heunpp2(x: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """ComfyUI's form: weights of the two later slopes are their levels' shares."""
+    for i in range(len(levels) - 1):
+        s, rest = levels[i], levels[i + 1 : -1][:2]
+        slopes, ahead, at = [(x - denoised64(x, s)) / s], x, s
+        for level in rest:
+            ahead, at = ahead + slopes[-1] * (level - at), level
+            slopes.append((ahead - denoised64(ahead, level)) / level)
+        shares = rest / levels[0] / (len(rest) + 1)
+        mean = (1 - shares.sum()) * slopes[0]
+        mean = mean + sum(w * d for w, d in zip(shares, slopes[1:], strict=True))
+        x = x + mean * (levels[i + 1] - s)
+    return x
+
+
 def phi(order: int, z: float) -> float:
     return np.expm1(z) / z if order == 1 else (phi(1, z) - 1) / z
 
 
-def res_multistep(x: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Zhang et al. 2023, second order with the last step's estimate as the other stage."""
-    t, old = -np.log(np.append(levels[:-1], 1e-300)), None
-    for i in range(len(levels) - 1):
-        new = denoised64(x, levels[i])
-        if levels[i + 1] == 0:
+def res_multistep(
+    x: np.ndarray, levels: np.ndarray, eta: float = 0.0, seed: int = SEED
+) -> np.ndarray:
+    """Zhang et al. 2023, second order with the last step's estimate as the other stage; ancestral as in ComfyUI."""
+    generator, old, old_down = torch.Generator().manual_seed(seed), None, None
+    for i, (s, n) in enumerate(itertools.pairwise(levels)):
+        new = denoised64(x, s)
+        if n == 0:
             return new
-        h = t[i + 1] - t[i]
+        up = min(n, eta * np.sqrt(n**2 * (1 - (n / s) ** 2)))
+        down = np.sqrt(n**2 - up**2)
+        h = np.log(s / down)
         if old is None:
             x = np.exp(-h) * x + h * phi(1, -h) * new
         else:
-            other = phi(2, -h) / ((t[i - 1] - t[i]) / h)
+            other = phi(2, -h) / (-np.log(levels[i - 1] / old_down) / h)
             x = np.exp(-h) * x + h * ((phi(1, -h) - other) * new + other * old)
-        old = new
+        if eta > 0:
+            x = x + up * noise_like(x, generator)
+        old, old_down = new, down
     return x
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_ancestral_res_multistep(eta: float, steps: int) -> None:
+    levels = sigmas("karras", steps)
+    x = start(levels)
+    expected = res_multistep(x.astype(np.float64), levels.astype(np.float64), eta)
+    assert relative(sample(mixture, x, levels, "res_multistep", SEED, eta=eta), expected) <= 1e-5
+    if eta == 1.0:
+        assert relative(sample(mixture, x, levels, "res_multistep_a", SEED), expected) <= 1e-5
 
 
 def res_2s(x: np.ndarray, levels: np.ndarray) -> np.ndarray:
@@ -239,6 +282,7 @@ def res_2s(x: np.ndarray, levels: np.ndarray) -> np.ndarray:
         ("dpm++2mv2", dpmpp_2m_v2),
         ("ipndm_v", ipndm_v),
         ("euler_ge", gradient_estimation),
+        ("heunpp2", heunpp2),
         ("res_multistep", res_multistep),
         ("res_2s", res_2s),
     ],

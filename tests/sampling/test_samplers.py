@@ -30,6 +30,11 @@ def mixture(x: np.ndarray, sigma: float) -> np.ndarray:
     return (weight[:, :, None] * posterior).sum(1).reshape(x.shape).astype(np.float32)
 
 
+def guided(x: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+    """The mixture as the guided estimate, beside another one as that without guidance."""
+    return mixture(x, sigma), mixture(0.9 * x, sigma) * np.float32(0.8)
+
+
 def torch_mixture(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     return torch.tensor(mixture(x.numpy(), float(sigma.flatten()[0])))
 
@@ -72,7 +77,7 @@ def test_equals_k_diffusion(k_diffusion: ModuleType, name: str, schedule: str, s
         options["solver_type"] = "heun"
     function = getattr(k_diffusion, K_SAMPLERS[name])
     expected = function(torch_mixture, torch.tensor(x), torch.tensor(levels), **options).numpy()
-    assert relative(sample(mixture, x, levels, name, seed=77), expected) <= 1e-5
+    assert relative(sample(mixture, x, levels, name, 77, brownian=False), expected) <= 1e-5
 
 
 def numpy_ipndm(x: np.ndarray, levels: np.ndarray) -> np.ndarray:
@@ -110,36 +115,6 @@ def test_ipndm_and_lcm_equal_their_papers(steps: int) -> None:
     assert relative(sample(mixture, x, levels, "lcm", seed=5), numpy_lcm(x, levels, 5)) <= 1e-5
 
 
-# Order of convergence on Gaussian data, where x(sigma) = x(sigma_max) sqrt((1 + sigma^2) / (1 + sigma_max^2)).
-ORDERS = {
-    "euler": 1,
-    "heun": 2,
-    "dpm2": 2,
-    "dpm++2m": 2,
-    "deis": 2,
-    "res_multistep": 2,
-    "res_2s": 2,
-    "unipc_bh1": 2,
-    "unipc_bh2": 2,
-    "lms": 3,
-}
-
-
-@pytest.mark.parametrize("name", sorted(ORDERS))
-def test_order_of_convergence(name: str) -> None:
-    def gaussian(x: np.ndarray, sigma: float) -> np.ndarray:
-        return (x / (1 + sigma**2)).astype(np.float32)
-
-    errors = []
-    for steps in (16, 32, 64):
-        levels = np.geomspace(10, 0.1, steps + 1).astype(np.float32)
-        x = np.full((1, 16), 3.0, np.float32)
-        exact = x * np.sqrt((1 + 0.1**2) / (1 + 10.0**2))
-        errors.append(relative(sample(gaussian, x, levels, name), exact))
-    slopes = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
-    assert (slopes > ORDERS[name] - 0.25).all(), errors
-
-
 @pytest.mark.parametrize("noise", sdengine.random.KINDS)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_save_and_restore_are_bit_identical(name: str, noise: str) -> None:
@@ -151,9 +126,9 @@ def test_save_and_restore_are_bit_identical(name: str, noise: str) -> None:
 
     straight, interrupted = fresh(), fresh()
     while not straight.done:
-        straight.step(mixture)
+        straight.step(guided)
         if not interrupted.done:
-            interrupted.step(mixture)
+            interrupted.step(guided)
             state = interrupted.save()
             interrupted = fresh()
             interrupted.restore(state)
@@ -165,9 +140,9 @@ def test_save_and_restore_are_bit_identical(name: str, noise: str) -> None:
 def test_batch_equals_single_runs(name: str) -> None:
     levels = sigmas("karras", 6)
     x = np.concatenate([start(levels, 1), start(levels, 2)])
-    both = sample(mixture, x, levels, name, seed=[8, 9])
+    both = sample(guided, x, levels, name, seed=[8, 9])
     for index in range(2):
-        single = sample(mixture, x[index : index + 1], levels, name, seed=8 + index)
+        single = sample(guided, x[index : index + 1], levels, name, seed=8 + index)
         assert np.array_equal(both[index : index + 1], single)
 
 
@@ -175,7 +150,7 @@ def test_batch_equals_single_runs(name: str) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_few_steps_are_finite(name: str, steps: int) -> None:
     levels = sigmas("discrete", steps)
-    assert np.isfinite(sample(mixture, start(levels), levels, name)).all()
+    assert np.isfinite(sample(guided, start(levels), levels, name)).all()
 
 
 def failing_at(step: int, value: float) -> Callable[[np.ndarray, float], np.ndarray]:
@@ -203,7 +178,7 @@ def test_an_exception_leaves_the_state_as_it_was() -> None:
     levels = sigmas("karras", 5)
     for name in SAMPLERS:
         run = _core.Sampler(name, start(levels), levels, [0])
-        run.step(mixture)
+        run.step(guided)
         before = run.save()
 
         def broken(x: np.ndarray, sigma: float) -> np.ndarray:
@@ -214,7 +189,9 @@ def test_an_exception_leaves_the_state_as_it_was() -> None:
         assert run.save() == before, name
 
 
-@pytest.mark.parametrize("name", ["heun", "dpm2", "dpm2_a", "dpm++2s_a", "dpm++sde", "res_2s"])
+@pytest.mark.parametrize(
+    "name", ["heun", "heunpp2", "dpm2", "dpm2_a", "dpm++2s_a", "dpm++sde", "res_2s"]
+)
 def test_a_failing_second_evaluation_leaves_the_state_too(name: str) -> None:
     levels = sigmas("karras", 5)
     run = _core.Sampler(name, start(levels), levels, [0])

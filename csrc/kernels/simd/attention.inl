@@ -63,7 +63,7 @@ struct AttentionHead {
     const Attention& op;
     const AttentionPlan& plan;
     const AttentionScratch& s;
-    const float *k, *v, *mask;
+    const float *k, *v, *mask, *distance_bias;
     int64_t query, queries;  // first and number
 
     void load_queries(const float* q) const {
@@ -114,6 +114,14 @@ struct AttentionHead {
         const int64_t row = query + i;
         const int64_t seen = visible(row, key, keys);
         const int64_t padded = round_up(keys, kLanes);
+        if (op.softcap > 0) {
+            const float cap = op.softcap * kLog2E;
+            for (int64_t j = 0; j < seen; ++j) scores[j] = cap * __builtin_tanhf(scores[j] / cap);
+        }
+        if (distance_bias) {
+            const float* bias = distance_bias + key - row + op.q_len - 1;
+            for (int64_t j = 0; j < seen; ++j) scores[j] += bias[j] * kLog2E;
+        }
         if (mask) {
             const float* bias = mask + row * op.kv_len + key;
             for (int64_t j = 0; j < seen; ++j) scores[j] += bias[j] * kLog2E;
@@ -188,12 +196,15 @@ void attention_kernel(const Attention& op, Team& team) {
         const int64_t queries = min_of(plan.query_block, op.q_len - query);
         const float* mask =
             op.mask ? op.mask + (op.mask_batch == 1 ? 0 : batch) * op.q_len * op.kv_len : nullptr;
+        const float* distance_bias =
+            op.distance_bias ? op.distance_bias + head * (op.q_len + op.kv_len - 1) : nullptr;
         const AttentionHead part{op,
                                  plan,
                                  scratch,
                                  op.k + batch * op.k_batch_stride + kv_head * op.head_dim,
                                  op.v + batch * op.v_batch_stride + kv_head * op.head_dim,
                                  mask,
+                                 distance_bias,
                                  query,
                                  queries};
         part.load_queries(op.q + batch * op.q_batch_stride + head * op.head_dim);

@@ -96,6 +96,8 @@ SDE_INLINE Vec activate(Vec x, Activation activation) {
             return gelu_tanh_of(x);
         case Activation::QuickGelu:
             return quick_gelu_of(x);
+        case Activation::Relu:
+            return max_of(Vec{}, x);  // in this order a NaN stays
     }
     return x;
 }

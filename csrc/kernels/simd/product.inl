@@ -82,8 +82,9 @@ SDE_INLINE void finish_vector(const Product& p, Vec value, int64_t at, int64_t c
         const Epilogue& e = p.epilogue;
         if (e.bias) value += read_lanes(e.bias + channel, n);
         if (e.batch_bias) value += read_lanes(e.batch_bias + batch * p.out_channels() + channel, n);
+        if (e.residual && e.residual_inside) value += read_lanes(e.residual + at, n);
         value = activate(value, e.activation);
-        if (e.residual) value += read_lanes(e.residual + at, n);
+        if (e.residual && !e.residual_inside) value += read_lanes(e.residual + at, n);
     }
     write_lanes(p.output + at, value, n);
 }

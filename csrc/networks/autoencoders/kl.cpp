@@ -6,10 +6,12 @@ namespace sde::networks {
 
 KlMidBlock::KlMidBlock(const nn::Scope& scope, int64_t channels, int64_t groups, float eps,
                        bool attention)
-    : resnet0_(scope / "resnets" / 0,
-               {.in = channels, .out = channels, .groups = groups, .eps = eps}),
-      resnet1_(scope / "resnets" / 1,
-               {.in = channels, .out = channels, .groups = groups, .eps = eps}) {
+    : resnet0_(
+          scope / "resnets" / 0,
+          {.in = channels, .out = channels, .groups = groups, .eps = eps, .consumes_input = true}),
+      resnet1_(
+          scope / "resnets" / 1,
+          {.in = channels, .out = channels, .groups = groups, .eps = eps, .consumes_input = true}) {
     if (!attention) return;
     const nn::Scope at = scope / "attentions" / 0;
     group_norm_.emplace(at / "group_norm", channels, groups, eps);
@@ -45,8 +47,11 @@ KlEncoder::KlEncoder(const nn::Scope& scope, const Config& config)
         const nn::Scope block = at / "down_blocks" / static_cast<int>(i);
         Level& level = down_.emplace_back();
         for (int j = 0; j < config["layers_per_block"].integer(); ++j) {
-            const nn::ResnetConfig resnet{
-                .in = width, .out = channels[i], .groups = groups, .eps = eps};
+            const nn::ResnetConfig resnet{.in = width,
+                                          .out = channels[i],
+                                          .groups = groups,
+                                          .eps = eps,
+                                          .consumes_input = true};
             level.resnets.emplace_back(block / "resnets" / j, resnet);
             width = channels[i];
         }
@@ -90,7 +95,8 @@ KlDecoder::KlDecoder(const nn::Scope& scope, const Config& config)
         for (int j = 0; j < config["layers_per_block"].integer() + 1; ++j) {
             level.resnets.emplace_back(
                 block / "resnets" / j,
-                nn::ResnetConfig{.in = width, .out = out, .groups = groups, .eps = eps});
+                nn::ResnetConfig{
+                    .in = width, .out = out, .groups = groups, .eps = eps, .consumes_input = true});
             width = out;
         }
         if (i + 1 < channels.size())

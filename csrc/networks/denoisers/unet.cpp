@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "networks/layer_variants.h"
 
 namespace sde::networks {
 namespace {
@@ -11,14 +12,15 @@ constexpr int64_t kTimeFactor = 4;  // the embedding is four times as wide as th
 
 // The figures that every part of the UNet needs while it is built.
 struct Builder {
-    explicit Builder(const Config& config)
+    Builder(const Config& config, std::vector<std::string>& attentions)
         : channels(config["block_out_channels"].integers()),
           heads(config["attention_heads"].integers()),
           groups(config["norm_groups"].integer()),
           eps(config["norm_eps"].number()),
           context_width(config["cross_attention_dim"].integer()),
           linear_projection(config["linear_projection"].boolean()),
-          config(config) {
+          config(config),
+          attentions(attentions) {
         if (channels.empty() || heads.size() != channels.size() ||
             only_cross().size() != channels.size())
             throw Error(ErrorKind::Parameter,
@@ -41,6 +43,7 @@ struct Builder {
     std::optional<nn::SpatialTransformer> transformer(const nn::Scope& scope, size_t level,
                                                       int64_t layers) const {
         if (layers == 0) return std::nullopt;
+        attentions.push_back(scope.path());
         return nn::SpatialTransformer(scope,
                                       {.channels = channels[level],
                                        .heads = heads[level],
@@ -63,6 +66,7 @@ struct Builder {
     int64_t context_width;
     bool linear_projection;
     const Config& config;
+    std::vector<std::string>& attentions;  // names of the transformers built so far
 };
 
 }  // namespace
@@ -79,7 +83,7 @@ UNet::UNet(const nn::Scope& scope, const Config& config)
       conv_norm_out_(scope / "conv_norm_out", base_channels_, config["norm_groups"].integer(),
                      config["norm_eps"].number()),
       conv_out_(scope / "conv_out", base_channels_, config["out_channels"].integer()) {
-    const Builder build(config);
+    const Builder build(config, attentions_);
     const size_t levels = build.channels.size();
     if (class_width_)
         add_embedding_.emplace(scope / "add_embedding", class_width_, kTimeFactor * base_channels_);
@@ -141,6 +145,18 @@ UNet::UNet(const nn::Scope& scope, const Config& config)
     }
 }
 
+nn::Tensor UNet::text(Graph& graph, const InputShapes& shapes, const std::string& name) const {
+    const Shape& shape = required(shapes, name, 3);
+    const int64_t batch = required(shapes, "latents", 4)[0];
+    if (shape[0] != batch || shape[2] != context_width_)
+        throw Error(ErrorKind::Parameter,
+                    "the UNet takes a " + name + " of [" + std::to_string(batch) + ", tokens, " +
+                        std::to_string(context_width_) + "], not " + shape.text() +
+                        ". Is the text encoder another model's?");
+    const nn::Tensor context = nn::input(graph, name, shape);
+    return encoder_hid_proj_ ? (*encoder_hid_proj_)(context) : context;
+}
+
 nn::Tensor UNet::embed(Graph& graph, const InputShapes& shapes, int64_t batch) const {
     const nn::Tensor timesteps = nn::input(graph, "timesteps", required(shapes, "timesteps", 1));
     if (timesteps.size(0) != batch)
@@ -162,42 +178,38 @@ nn::Tensor UNet::embed(Graph& graph, const InputShapes& shapes, int64_t batch) c
     return nn::activate(time, nn::Activation::Silu);
 }
 
-void UNet::forward(Graph& graph, const InputShapes& shapes, const Options&) const {
+void UNet::forward(Graph& graph, const InputShapes& shapes, const Options& options) const {
     const Shape& latents = required(shapes, "latents", 4);
     if (latents[1] != in_channels_)
         throw Error(ErrorKind::Parameter, "the UNet takes " + std::to_string(in_channels_) +
                                               " channels, the latents " + latents.text() +
                                               " have " + std::to_string(latents[1]));
-    const Shape& text = required(shapes, "context", 3);
-    if (text[0] != latents[0] || text[2] != context_width_)
-        throw Error(ErrorKind::Parameter,
-                    "the UNet takes a context of [" + std::to_string(latents[0]) + ", tokens, " +
-                        std::to_string(context_width_) + "], not " + text.text() +
-                        ". Is the text encoder another model's?");
     nn::Tensor x = conv_in_(nn::input(graph, "latents", latents));
-    nn::Tensor context = nn::input(graph, "context", text);
-    if (encoder_hid_proj_) context = (*encoder_hid_proj_)(context);
+    const nn::Tensor context = text(graph, shapes, "context");
+    const nn::Tensor away =
+        shapes.count("nag_context") ? text(graph, shapes, "nag_context") : nn::Tensor{};
+    LayerVariants variants(graph, shapes, options, attentions_.size(), away);
     const nn::Tensor time = embed(graph, shapes, latents[0]);
 
     std::vector<nn::Tensor> skips{x};
     for (const Level& level : down_) {
         for (size_t j = 0; j < level.resnets.size(); ++j) {
             x = level.resnets[j](x, time);
-            if (level.attentions[j]) x = (*level.attentions[j])(x, context);
+            if (level.attentions[j]) x = (*level.attentions[j])(x, context, variants.next());
             skips.push_back(x);
         }
         if (level.resample) skips.push_back(x = (*level.resample)(x));
     }
     if (mid_) {
         x = mid_->resnets[0](x, time);
-        if (mid_->attention) x = (*mid_->attention)(x, context);
+        if (mid_->attention) x = (*mid_->attention)(x, context, variants.next());
         if (mid_->resnets.size() > 1) x = mid_->resnets[1](x, time);
     }
     for (const Level& level : up_) {
         for (size_t j = 0; j < level.resnets.size(); ++j) {
             x = level.resnets[j](nn::concat_channels(x, skips.back()), time);
             skips.pop_back();
-            if (level.attentions[j]) x = (*level.attentions[j])(x, context);
+            if (level.attentions[j]) x = (*level.attentions[j])(x, context, variants.next());
         }
         // Back to the size of the way down, which is not always twice: halving rounds up.
         if (level.resample)

@@ -18,7 +18,10 @@ class UNet : public Network {
     // Inputs: `latents` [N, in_channels, H, W], `timesteps` [N], `context` [N, tokens, context
     // width], and where the configuration has them `class_embedding` [N, class_embed_dim],
     // `guidance_embedding` [N, time_cond_proj_dim]. Output: `prediction` [N, out_channels, H, W].
+    // For guidance (networks/layer_variants.h): options `skip_layers`, `perturb_layers`; inputs
+    // `nag_context` [N, tokens, context width] and `nag` [N, 3].
     void forward(Graph& graph, const InputShapes& shapes, const Options& options) const override;
+    GuidanceSupport guidance_support() const override { return {attentions_, true, true, true}; }
 
   private:
     // Resnets of one resolution, each with a spatial transformer or none.
@@ -44,6 +47,7 @@ class UNet : public Network {
         nn::Linear linear1_, linear2_;
     };
 
+    nn::Tensor text(Graph& graph, const InputShapes& shapes, const std::string& name) const;
     nn::Tensor embed(Graph& graph, const InputShapes& shapes, int64_t batch) const;
 
     int64_t in_channels_, base_channels_, context_width_, class_width_, guidance_width_;
@@ -55,6 +59,7 @@ class UNet : public Network {
     std::optional<MidBlock> mid_;
     nn::GroupNorm conv_norm_out_;
     nn::Conv2d conv_out_;
+    std::vector<std::string> attentions_;  // names of the spatial transformers, as they are run
 };
 
 }  // namespace sde::networks

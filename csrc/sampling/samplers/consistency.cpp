@@ -14,9 +14,9 @@ class Lcm : public Sampler {
     using Sampler::Sampler;
 
   protected:
-    void advance(const Denoiser&, float, float next) override {
-        x_ = denoised_;
-        if (next > 0.0f) add_noise(next);
+    void advance(const Denoiser&, float sigma, float next) override {
+        for (size_t i = 0; i < x_.size(); ++i) x_[i] = alpha(next) * denoised_[i];
+        if (next > 0.0f) add_noise(next, sigma, next);
     }
 };
 
@@ -31,7 +31,10 @@ class Tcd : public Sampler {
         const float down = trajectory_end(next);
         for (size_t i = 0; i < x_.size(); ++i)
             x_[i] += (x_[i] - denoised_[i]) / sigma * (down - sigma);
-        if (next > down) add_noise(std::sqrt(next * next - down * down));
+        if (next > down) add_noise(std::sqrt(next * next - down * down), sigma, next);
+    }
+    std::string flow_refusal() const override {
+        return "it steps over the training timesteps of a noise schedule; use lcm";
     }
 
   private:

@@ -3,21 +3,24 @@
 #include <algorithm>
 #include <cmath>
 
+#include "sampling/samplers/ancestral.h"
 #include "sampling/samplers/samplers.h"
 
 namespace sde::sampling {
 namespace {
 
 // DPM-Solver-2: the slope half way. The ancestral kind steps to `down` and adds noise.
-class Dpm2 : public Sampler {
+template <bool kAncestral>
+class Dpm2 : public AncestralSampler {
   public:
-    using Sampler::Sampler;
+    using AncestralSampler::AncestralSampler;
 
   protected:
-    virtual float default_eta() const { return 0.0f; }
+    bool churns() const override { return !kAncestral; }
 
     void advance(const Denoiser& denoiser, float sigma, float next) override {
-        const auto [down, up] = ancestral_step(sigma, next, eta(default_eta()));
+        const AncestralStep step = plan(sigma, next, kAncestral ? 1.0f : 0.0f);
+        const float down = step.down;
         Values ahead(x_.size());
         const float mid = down > 0.0f ? std::sqrt(sigma * down) : down;
         for (size_t i = 0; i < x_.size(); ++i)
@@ -29,16 +32,8 @@ class Dpm2 : public Sampler {
                 ahead[i] = x_[i] + (ahead[i] - denoised[i]) / mid * (down - sigma);
         }
         x_.swap(ahead);
-        if (up > 0.0f) add_noise(up);
+        renoise(step, sigma, next);
     }
-};
-
-class Dpm2Ancestral : public Dpm2 {
-  public:
-    using Dpm2::Dpm2;
-
-  protected:
-    float default_eta() const override { return 1.0f; }
 };
 
 // Second order, multistep: the estimate is extrapolated from this and the last step.
@@ -90,31 +85,40 @@ class Dpmpp2mV2 : public Dpmpp2m {
 };
 
 // Second order, single step, with ancestral noise.
-class Dpmpp2sAncestral : public Sampler {
+class Dpmpp2sAncestral : public AncestralSampler {
   public:
-    using Sampler::Sampler;
+    using AncestralSampler::AncestralSampler;
 
   protected:
     void advance(const Denoiser& denoiser, float sigma, float next) override {
-        const auto [down, up] = ancestral_step(sigma, next, eta(1.0f));
+        const AncestralStep step = plan(sigma, next, 1.0f);
         Values estimate = denoised_;
-        if (down > 0.0f) {
-            const float h = std::log(sigma / down), mid = std::sqrt(sigma * down);
+        if (step.down > 0.0f) {
+            const float mid = half_way(sigma, step.down), ratio = mid / sigma;
             Values half(x_.size());
             for (size_t i = 0; i < x_.size(); ++i)
-                half[i] = mid / sigma * x_[i] - std::expm1(-h / 2) * denoised_[i];
+                half[i] = ratio * x_[i] + (1.0f - ratio) * denoised_[i];
             evaluate(denoiser, half, mid, estimate);
         }
-        const float ratio = down / sigma;
+        const float ratio = step.down / sigma;
         for (size_t i = 0; i < x_.size(); ++i) x_[i] = ratio * x_[i] + (1.0f - ratio) * estimate[i];
-        if (up > 0.0f) add_noise(up);
+        renoise(step, sigma, next);
+    }
+
+  private:
+    // In lambda. That of pure noise is infinite, and ComfyUI takes a level near it instead.
+    float half_way(float sigma, float down) const {
+        if (!flow()) return std::sqrt(sigma * down);
+        if (sigma == 1.0f) return 0.9999f;
+        const double middle = (log_snr(sigma) + log_snr(down)) / 2.0;
+        return static_cast<float>(1.0 / (1.0 + std::exp(middle)));
     }
 };
 
 }  // namespace
 
 std::vector<NamedSampler> dpm_solver_kin() {
-    return {named<Dpm2>("dpm2"), named<Dpm2Ancestral>("dpm2_a"), named<Dpmpp2m>("dpm++2m"),
+    return {named<Dpm2<false>>("dpm2"), named<Dpm2<true>>("dpm2_a"), named<Dpmpp2m>("dpm++2m"),
             named<Dpmpp2mV2>("dpm++2mv2"), named<Dpmpp2sAncestral>("dpm++2s_a")};
 }
 

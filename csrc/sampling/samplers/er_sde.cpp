@@ -1,5 +1,5 @@
-// Extended reverse-time SDE solver of third order (Cui et al. 2023, arXiv 2309.06169), in sigma
-// (the paper's variance-exploding form).
+// Extended reverse-time SDE solver of third order (Cui et al. 2023, arXiv 2309.06169), in sigma /
+// alpha.
 #include <algorithm>
 #include <cmath>
 
@@ -39,36 +39,42 @@ class ErSde : public Sampler {
         Values change;  // of the estimate over sigma, since the last step
         if (!last_.empty()) {
             change.resize(x_.size());
-            const float dropped = sigma - sigmas_[index_ - 1];
+            const auto dropped = static_cast<float>(ratio(sigma) - ratio(sigmas_[index_ - 1]));
             for (size_t i = 0; i < x_.size(); ++i) change[i] = (denoised_[i] - last_[i]) / dropped;
         }
         if (next == 0.0f)
             x_ = denoised_;
         else
-            step_to(next, sigma, change);
+            step_to(sigma, next, change);
         last_change_.swap(change);
         last_ = denoised_;
     }
     std::vector<Values*> history() override { return {&last_, &last_change_}; }
 
+    bool reads_log_snr() const override { return true; }
+
   private:
-    void step_to(double next, double sigma, const Values& change) {
-        const double ratio = spread(next) / spread(sigma), h = next - sigma;
-        const auto [plain, weighted] = integrate(sigma, next);
-        const double first = h + plain * spread(next);
-        const double second = h * h / 2 + weighted * spread(next);
+    double ratio(float sigma) const { return double{sigma} / alpha(sigma); }
+
+    void step_to(float sigma, float next, const Values& change) {
+        const double from = ratio(sigma), to = ratio(next), h = to - from;
+        const double kept = spread(to) / spread(from);
+        const auto [plain, weighted] = integrate(from, to);
+        const double first = h + plain * spread(to);
+        const double second = h * h / 2 + weighted * spread(to);
         // Between the middles of the last two steps, where their changes are.
-        const double apart = last_change_.empty() ? 1.0 : (sigma - double{sigmas_[index_ - 2]}) / 2;
+        const double apart = last_change_.empty() ? 1.0 : (from - ratio(sigmas_[index_ - 2])) / 2;
+        const double back = 1.0 / alpha(sigma), scale = alpha(next);
         for (size_t i = 0; i < x_.size(); ++i) {
-            double x = ratio * x_[i] + (1.0 - ratio) * denoised_[i];
+            double x = kept * back * x_[i] + (1.0 - kept) * denoised_[i];
             if (!change.empty()) x += first * change[i];
             if (!last_change_.empty()) x += second * (change[i] - last_change_[i]) / apart;
-            x_[i] = static_cast<float>(x);
+            x_[i] = static_cast<float>(scale * x);
         }
         // eta = 1 is the paper's noise. Less of it changes nothing else in the step.
-        const double variance = next * next - sigma * sigma * ratio * ratio;
-        const float noise = eta(1.0f) * static_cast<float>(std::sqrt(std::max(variance, 0.0)));
-        if (noise > 0.0f) add_noise(noise);
+        const double variance = std::max(to * to - from * from * kept * kept, 0.0);
+        const float noise = eta(1.0f) * static_cast<float>(scale * std::sqrt(variance));
+        if (noise > 0.0f) add_noise(noise, sigma, next);
     }
 
     Values last_, last_change_;

@@ -1,19 +1,12 @@
 // Euler's method and its kin on dx / dsigma = (x - denoised) / sigma (Karras et al. 2022, arXiv
-// 2206.00364).
+// 2206.00364), which holds for rectified flow too.
 #include <algorithm>
 #include <cmath>
 
+#include "sampling/samplers/ancestral.h"
 #include "sampling/samplers/samplers.h"
 
 namespace sde::sampling {
-
-AncestralStep ancestral_step(float sigma, float next, float eta) {
-    if (eta == 0.0f) return {next, 0.0f};
-    const float full = std::sqrt(next * next * (sigma * sigma - next * next) / (sigma * sigma));
-    const float up = std::min(next, eta * full);
-    return {std::sqrt(next * next - up * up), up};
-}
-
 namespace {
 
 class Euler : public Sampler {
@@ -25,32 +18,20 @@ class Euler : public Sampler {
         for (size_t i = 0; i < x_.size(); ++i)
             x_[i] += (x_[i] - denoised_[i]) / sigma * (next - sigma);
     }
+    bool churns() const override { return true; }
 };
 
-class EulerAncestral : public Sampler {
+class EulerAncestral : public AncestralSampler {
   public:
-    using Sampler::Sampler;
+    using AncestralSampler::AncestralSampler;
 
   protected:
-    virtual float default_eta() const { return 1.0f; }
-
     void advance(const Denoiser&, float sigma, float next) override {
-        const auto [down, up] = ancestral_step(sigma, next, eta(default_eta()));
+        const AncestralStep step = plan(sigma, next, 1.0f);
         for (size_t i = 0; i < x_.size(); ++i)
-            x_[i] += (x_[i] - denoised_[i]) / sigma * (down - sigma);
-        if (up > 0.0f) add_noise(up);
+            x_[i] += (x_[i] - denoised_[i]) / sigma * (step.down - sigma);
+        renoise(step, sigma, next);
     }
-};
-
-// Denoising diffusion implicit models (Song et al. 2020, arXiv 2010.02502, equation 12). In x = x0
-// + sigma * noise its standard deviation of fresh noise is that of the ancestral step, so that the
-// two are one; eta = 1 is DDPM (Ho et al. 2020, arXiv 2006.11239, with the smaller variance).
-class Ddim : public EulerAncestral {
-  public:
-    using EulerAncestral::EulerAncestral;
-
-  protected:
-    float default_eta() const override { return 0.0f; }
 };
 
 // Euler's step, then the mean of the slopes at both ends.
@@ -75,13 +56,44 @@ class Heun : public Sampler {
         }
         x_.swap(ahead);
     }
+    bool churns() const override { return true; }
+};
+
+// Heun++ (ComfyUI; from a script for A1111, no paper): the slopes here, at the next level and at
+// the one after it, the latter two weighed by their level's share of a multiple of the first.
+class Heunpp2 : public Sampler {
+  public:
+    using Sampler::Sampler;
+
+  protected:
+    void advance(const Denoiser& denoiser, float sigma, float next) override {
+        const int after = std::min(steps() - 1 - index_, 2);  // levels that remain before the last
+        Values mean = x_, ahead = x_, denoised = denoised_;
+        for (size_t i = 0; i < x_.size(); ++i) mean[i] = (x_[i] - denoised_[i]) / sigma;
+        const Values here = mean;
+        Values slope = here;
+        float level = sigma;
+        for (int k = 1; k <= after; ++k) {
+            const float to = sigmas_[index_ + k];
+            for (size_t i = 0; i < x_.size(); ++i) ahead[i] += slope[i] * (to - level);
+            level = to;
+            evaluate(denoiser, ahead, level, denoised);
+            const float weight = level / (static_cast<float>(after + 1) * sigmas_.front());
+            for (size_t i = 0; i < x_.size(); ++i) {
+                slope[i] = (ahead[i] - denoised[i]) / level;
+                mean[i] += weight * (slope[i] - here[i]);
+            }
+        }
+        for (size_t i = 0; i < x_.size(); ++i) x_[i] += mean[i] * (next - sigma);
+    }
+    bool churns() const override { return true; }
 };
 
 }  // namespace
 
 std::vector<NamedSampler> euler_kin() {
-    return {named<Euler>("euler"), named<EulerAncestral>("euler_a"), named<Ddim>("ddim"),
-            named<EulerAncestral>("ddpm"), named<Heun>("heun")};
+    return {named<Euler>("euler"), named<EulerAncestral>("euler_a"), named<Heun>("heun"),
+            named<Heunpp2>("heunpp2")};
 }
 
 }  // namespace sde::sampling

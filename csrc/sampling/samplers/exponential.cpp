@@ -1,7 +1,9 @@
 // Refined exponential solver (Zhang et al. 2023, arXiv 2308.02157): second order on the estimate,
-// in steps h of -log sigma. eta > 0 makes the steps ancestral.
+// in steps h of -log sigma, also for rectified flow, where only ratios of levels matter. eta > 0
+// makes the steps ancestral.
 #include <cmath>
 
+#include "sampling/samplers/ancestral.h"
 #include "sampling/samplers/samplers.h"
 
 namespace sde::sampling {
@@ -25,41 +27,50 @@ Weights weights(double h, double c) {
 }
 
 // The second estimate is that of the last step.
-class ResMultistep : public Sampler {
+template <bool kAncestral>
+class ResMultistep : public AncestralSampler {
   public:
-    using Sampler::Sampler;
+    using AncestralSampler::AncestralSampler;
 
   protected:
     void advance(const Denoiser&, float sigma, float next) override {
-        const auto [down, up] = ancestral_step(sigma, next, eta(0.0f));
+        const AncestralStep step = plan_to(sigma, next);
+        const float down = step.down;
         const double ratio = down / sigma;
         if (last_.empty() || down == 0.0f) {
             for (size_t i = 0; i < x_.size(); ++i)
                 x_[i] = static_cast<float>(ratio * x_[i] + (1.0 - ratio) * denoised_[i]);
         } else {
             const double h = std::log(double{sigma} / down);
-            const double h_last = std::log(double{sigmas_[index_ - 1]} / sigma);
+            // ComfyUI measures the last step down to where it went, before noise came on top.
+            const float before = sigmas_[index_ - 1];
+            const double h_last = std::log(double{before} / plan_to(before, sigma).down);
             const auto [here, past] = weights(h, -h_last / h);
             for (size_t i = 0; i < x_.size(); ++i)
                 x_[i] = static_cast<float>(ratio * x_[i] + here * denoised_[i] + past * last_[i]);
         }
-        if (up > 0.0f) add_noise(up);
+        renoise(step, sigma, next);
         last_ = denoised_;
     }
     std::vector<Values*> history() override { return {&last_}; }
 
   private:
+    AncestralStep plan_to(float sigma, float next) const {
+        return plan(sigma, next, kAncestral ? 1.0f : 0.0f);
+    }
+
     Values last_;
 };
 
 // The second estimate is evaluated half way.
-class Res2s : public Sampler {
+class Res2s : public AncestralSampler {
   public:
-    using Sampler::Sampler;
+    using AncestralSampler::AncestralSampler;
 
   protected:
     void advance(const Denoiser& denoiser, float sigma, float next) override {
-        const auto [down, up] = ancestral_step(sigma, next, eta(0.0f));
+        const AncestralStep step = plan(sigma, next, 0.0f);
+        const float down = step.down;
         if (down == 0.0f) {
             x_ = denoised_;
         } else {
@@ -74,14 +85,15 @@ class Res2s : public Sampler {
                 x_[i] =
                     static_cast<float>(ratio * x_[i] + here * denoised_[i] + ahead * estimate[i]);
         }
-        if (up > 0.0f) add_noise(up);
+        renoise(step, sigma, next);
     }
 };
 
 }  // namespace
 
 std::vector<NamedSampler> exponential_kin() {
-    return {named<ResMultistep>("res_multistep"), named<Res2s>("res_2s")};
+    return {named<ResMultistep<false>>("res_multistep"),
+            named<ResMultistep<true>>("res_multistep_a"), named<Res2s>("res_2s")};
 }
 
 }  // namespace sde::sampling

@@ -19,7 +19,7 @@ class Multistep : public Sampler {
     void advance(const Denoiser&, float sigma, float next) override {
         Values newest = slope();
         int order = 1;
-        while (order < max_order() && !slopes_[order - 1].empty()) ++order;
+        while (order < this->order(default_order()) && !slopes_[order - 1].empty()) ++order;
         if (next == 0.0f && ends_at_estimate()) {
             x_ = denoised_;
         } else {
@@ -37,7 +37,8 @@ class Multistep : public Sampler {
     std::vector<Values*> history() override { return {&slopes_[0], &slopes_[1], &slopes_[2]}; }
 
     virtual Weights weights(int order, double sigma, double next) const = 0;
-    virtual int max_order() const { return kMaxOrder; }
+    int max_order() const override { return kMaxOrder; }
+    virtual int default_order() const { return kMaxOrder; }
     virtual bool ends_at_estimate() const { return true; }
     double past_sigma(int back) const { return sigmas_[index_ - back]; }
 
@@ -129,20 +130,27 @@ class Lms : public Multistep {
     bool ends_at_estimate() const override { return false; }
 };
 
-// Diffusion exponential integrator sampler (Zhang and Chen 2022, arXiv 2204.13902) of second order:
-// the slope is a line in log sigma, as in diffusers.
+// Diffusion exponential integrator sampler (Zhang and Chen 2022, arXiv 2204.13902): the slope is a
+// polynomial in log sigma through the last steps, as in diffusers.
 class Deis : public Multistep {
   public:
     using Multistep::Multistep;
 
   protected:
-    int max_order() const override { return 2; }
+    int max_order() const override { return 3; }
+    int default_order() const override { return 2; }
     Weights weights(int order, double sigma, double next) const override {
-        if (order == 1) return {next - sigma, 0.0, 0.0, 0.0};
-        // Integral of log(s / sigma) ds from sigma to next.
-        const double rise = next * (std::log(next / sigma) - 1) + sigma;
-        const double back = rise / std::log(past_sigma(1) / sigma);
-        return {next - sigma - back, back, 0.0, 0.0};
+        // Integrals of u^0, u^1 and u^2 over s from sigma to next, u = log(s / sigma).
+        const double end = std::log(next / sigma);
+        const double plain = next - sigma, rise = next * (end - 1) + sigma;
+        const double bend = next * (end * (end - 2) + 2) - 2 * sigma;
+        if (order == 1) return {plain, 0.0, 0.0, 0.0};
+        // Lagrange's polynomials through u = 0, a and b.
+        const double a = std::log(past_sigma(1) / sigma);
+        if (order == 2) return {plain - rise / a, rise / a, 0.0, 0.0};
+        const double b = std::log(past_sigma(2) / sigma);
+        return {plain + (bend - (a + b) * rise) / (a * b), (bend - b * rise) / (a * (a - b)),
+                (bend - a * rise) / (b * (b - a)), 0.0};
     }
 };
 
@@ -153,7 +161,8 @@ class GradientEstimation : public Multistep {
     using Multistep::Multistep;
 
   protected:
-    int max_order() const override { return 2; }
+    int max_order() const override { return 0; }
+    int default_order() const override { return 2; }
     Weights weights(int order, double sigma, double next) const override {
         const double h = next - sigma;
         return order == 1 ? Weights{h, 0.0, 0.0, 0.0} : Weights{2 * h, -h, 0.0, 0.0};

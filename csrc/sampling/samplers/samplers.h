@@ -12,6 +12,7 @@ struct NamedSampler {
 };
 
 std::vector<NamedSampler> euler_kin();
+std::vector<NamedSampler> ddim_kin();
 std::vector<NamedSampler> consistency_kin();
 std::vector<NamedSampler> dpm_solver_kin();
 std::vector<NamedSampler> dpm_solver_sde_kin();
@@ -29,12 +30,5 @@ NamedSampler named(const char* name) {
                                                                     std::move(noise), options));
             }};
 }
-
-// Ancestral steps go down further than the next level and add noise back up to it: up^2 + down^2 =
-// next^2.
-struct AncestralStep {
-    float down, up;
-};
-AncestralStep ancestral_step(float sigma, float next, float eta);
 
 }  // namespace sde::sampling

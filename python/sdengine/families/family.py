@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sdengine.families.settings import Betas, Defaults, LatentFormat, Prediction
+from sdengine.families.settings import Betas, Defaults, Flow, LatentFormat, Prediction
 from sdengine.keys import KeyTable
 
 Config = Mapping[str, Any]
 """Hyper-parameters of one network, as the native module takes them."""
-Task = Literal["text", "inpaint", "edit"]
-"""What the denoiser takes beside noisy latents: nothing, a mask and a picture, or a picture."""
+Task = Literal["text", "inpaint", "edit", "depth"]
+"""What the denoiser takes beside noisy latents: nothing, a mask and a picture, a picture, or depths."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,26 @@ class Component:
     """The argument of `sdengine.load` that takes a file with this component alone."""
     written: tuple[str, str]
     """(prefix, table name) under which `convert` writes it."""
+    alternatives: tuple[Component, ...] = ()
+    """Networks of other kinds that may stand in its place, under the same name; asked after it."""
+    known: Mapping[str, Any] = field(default_factory=dict)
+    """Hyper-parameters that no shape tells, where they are not those usual for the kind."""
+    required: tuple[str, ...] = ()
+    """Parameters (canonical names) that this family needs though the network is whole without."""
+    ignored: tuple[str, ...] = ()
+    """Patterns (``fnmatch``) of its names in files that have no use in this family."""
+
+    def of_kind(self, kind: str) -> Component:
+        """This component, or its alternative, of that kind; KeyError if there is none."""
+        return {choice.kind: choice for choice in (self, *self.alternatives)}[kind]
 
 
 @dataclass(frozen=True)
 class Shape:
     """A test of a network's hyper-parameters: every named value is one of those listed."""
 
-    allowed: Mapping[str, tuple[Any, ...]]
+    allowed: Mapping[str, Collection[Any]]
+    """Values of each, or a range."""
 
     def fits(self, config: Config) -> bool:
         """True if each named hyper-parameter has an allowed value."""
@@ -55,6 +68,28 @@ class Variant:
     task: Task = "text"
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Fields of :class:`Defaults` that differ from the family's."""
+    markers: tuple[str, ...] = ()
+    """Tensors, all of which mark this variant where shapes do not tell it."""
+    latents: LatentFormat | None = None
+    """Where they are not the family's."""
+    prediction: Prediction | None = None
+    """What it predicts, where that is not what the family does."""
+
+
+@dataclass(frozen=True)
+class PredictionTest:
+    """Tells two members of the same shape apart where their file does not say what they predict."""
+
+    parameter: str
+    """Canonical name of a vector of the denoiser."""
+    deviation: float
+    """Above this standard deviation of the vector ..."""
+    prediction: Prediction
+    """... this is predicted, instead of what the family usually does."""
+    shape: Shape
+    """The hyper-parameters for which the test holds."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of :class:`Defaults` that differ for a member that predicts this."""
 
 
 @dataclass(frozen=True)
@@ -99,19 +134,24 @@ class Family:
     betas: Betas
     prediction: Prediction
     defaults: Defaults
-    attention_heads: int
-    """Heads per attention of the denoiser where the file does not say; tensors cannot tell."""
+    attention_heads: int | None = None
+    """Heads per attention of the denoiser where the file does not say; tensors cannot tell. None
+    is one per 64 channels."""
     text: tuple[TextUse, ...] = (TextUse("text_encoder"),)
     """How the text encoders are read."""
     size_conditioning: SizeConditioning | None = None
     empty_negative_is_zeros: bool = False
     """An empty negative prompt is not encoded: context and pooled text are zeros (diffusers' SDXL)."""
+    flow: Flow | None = None
+    """Of families whose prediction is "flow"; their betas have no use."""
+    prediction_test: PredictionTest | None = None
     variants: tuple[Variant, ...] = ()
 
     def component(self, name: str) -> Component:
         """The component of that name; KeyError if the family has none."""
         return {component.name: component for component in self.components}[name]
 
-    def variant(self, config: Config) -> Variant | None:
-        """The first variant whose shape fits the denoiser's hyper-parameters."""
-        return next((v for v in self.variants if v.shape.fits(config)), None)
+    def variant(self, config: Config, tensors: Collection[str] = ()) -> Variant | None:
+        """The first variant that fits the denoiser's hyper-parameters and the file's tensors."""
+        fitting = (v for v in self.variants if v.shape.fits(config))
+        return next((v for v in fitting if all(m in tensors for m in v.markers)), None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sdengine.families.family import Component, Family, Shape, Variant
 from sdengine.families.settings import Betas, Defaults, LatentFormat
-from sdengine.keys import autoencoder_kl, clip_text, unet
+from sdengine.keys import autoencoder_kl, autoencoder_tiny, clip_text, unet
 
 # Single files (LDM, A1111, stable-diffusion.cpp) first, then diffusers folders, other tools'
 # prefixes, and none for files that hold one component.
@@ -53,6 +53,20 @@ TEXT_ENCODER = Component(
     argument="text_encoders",
     written=("cond_stage_model.transformer.", clip_text.TRANSFORMERS.name),
 )
+TINY_AUTOENCODER = Component(
+    name="vae",
+    title="a tiny autoencoder (TAESD)",
+    kind="autoencoder_tiny",
+    prefixes=("first_stage_model.", "vae/", "vae.", "tae.", "taesd.", ""),
+    tables=(
+        autoencoder_tiny.DIFFUSERS,
+        autoencoder_tiny.ORIGINAL_PAIR,
+        autoencoder_tiny.ORIGINAL,
+        autoencoder_tiny.ORIGINAL_DECODER,
+    ),
+    argument="vae",
+    written=("first_stage_model.", autoencoder_tiny.DIFFUSERS.name),
+)
 AUTOENCODER = Component(
     name="vae",
     title="a KL autoencoder (VAE)",
@@ -61,6 +75,7 @@ AUTOENCODER = Component(
     tables=(autoencoder_kl.LDM, autoencoder_kl.DIFFUSERS_OLD, autoencoder_kl.DIFFUSERS),
     argument="vae",
     written=("first_stage_model.", autoencoder_kl.LDM.name),
+    alternatives=(TINY_AUTOENCODER,),
 )
 
 SD1 = Family(
@@ -68,14 +83,12 @@ SD1 = Family(
     title="Stable Diffusion 1.x",
     denoiser="unet",
     # Any widths: what makes the family is plain text conditioning over four latent channels.
-    # Relatives with the same structure (SD2, by its context of 1024) are listed in `unsupported`,
-    # which is asked first.
+    # A relative of the same structure (SD2, by its context of 1024) is asked before it.
     shape=Shape(
         {
             "in_channels": (4, 8, 9),
             "out_channels": (4,),
             "class_embed_dim": (0,),
-            "addition_time_embed_dim": (0,),
             "encoder_hid_dim": (0,),
         }
     ),

@@ -5,19 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Prediction = Literal["epsilon", "v_prediction", "sample"]
-"""What the denoiser predicts: the noise, the velocity, or the clean latents."""
+Prediction = Literal["epsilon", "v_prediction", "sample", "edm", "edm_v_prediction", "flow"]
+"""What the denoiser predicts: the noise, the velocity, or the clean latents; what Karras et al. (arXiv 2206.00364,
+table 1) mix with its input, with the sign of the noise or of the velocity; or the flow from clean latents to noise."""
 
 
 @dataclass(frozen=True)
 class LatentFormat:
-    """What lies between pictures and the denoiser: model latents are (z - shift) * scale."""
+    """What lies between pictures and the denoiser: model latents are (z - shift) * scale.
+
+    With a mean and deviation per channel they are (z - mean) * scale / deviation.
+    """
 
     channels: int
     scale: float
     shift: float
     factor: int
     """Pixels per latent along each axis."""
+    mean: tuple[float, ...] = ()
+    """Per channel; empty for none."""
+    deviation: tuple[float, ...] = ()
+    """Per channel; empty for none."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,26 @@ class Betas:
 
 
 @dataclass(frozen=True)
+class Flow:
+    """How a flow model shifts its times, of 0 to 1, towards noise."""
+
+    shift: float = 1.0
+    """The same for every size: sigma = shift * t / (1 + (shift - 1) * t). Unused where it is dynamic."""
+    dynamic: bool = False
+    """mu, the logarithm of the shift, is linear in the number of image tokens."""
+    base_shift: float = 0.5
+    """mu at `base_tokens`."""
+    max_shift: float = 1.15
+    """mu at `max_tokens`."""
+    base_tokens: int = 256
+    max_tokens: int = 4096
+    terminal: float | None = None
+    """The last sigma above 0, to which the schedule is stretched."""
+    multiplier: float = 1000.0
+    """The denoiser is told sigma times this."""
+
+
+@dataclass(frozen=True)
 class Defaults:
     """What a model uses where the caller says nothing."""
 
@@ -43,3 +71,7 @@ class Defaults:
     guidance: float
     sampler: str
     schedule: str
+    timesteps: tuple[int, ...] | None = None
+    """Training timesteps to visit, instead of the schedule's, when the steps are as many."""
+    eta: float | None = None
+    """Noise of the sampler; None is the sampler's own."""

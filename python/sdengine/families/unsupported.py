@@ -33,7 +33,9 @@ class TensorNames:
         """
         if "*" not in pattern:
             return self._ends.get(pattern)
-        return next((s for end, s in self._ends.items() if fnmatchcase(end, pattern)), None)
+        # A leading star takes in every prefix, so that whole names are enough.
+        names = self._shapes if pattern.startswith("*") else self._ends
+        return next((s for name, s in names.items() if fnmatchcase(name, pattern)), None)
 
 
 def _ends(name: str) -> Iterator[str]:
@@ -208,35 +210,13 @@ class UnsupportedUnet:
 
 
 UNETS: tuple[UnsupportedUnet, ...] = (
-    UnsupportedUnet("Kolors", Shape({"class_embed_dim": (5632,)})),
-    UnsupportedUnet(
-        "the SDXL refiner", Shape({"class_embed_dim": (2560,), "cross_attention_dim": (1280,)})
-    ),
-    UnsupportedUnet(
-        "SSD-1B (pruned SDXL)",
-        Shape(
-            {"mid_block": ("resnet",), "up_transformer_layers": ([[4, 4, 10], [2, 1, 1], [0] * 3],)}
-        ),
-    ),
-    UnsupportedUnet(
-        "Segmind-Vega (pruned SDXL)", Shape({"mid_block": ("resnet",), "class_embed_dim": (2816,)})
-    ),
+    # One resnet per level of an SDXL-like UNet: a network of its own training, not tested here.
     UnsupportedUnet(
         "KOALA (pruned SDXL)", Shape({"class_embed_dim": (2816,), "layers_per_block": ([1, 1, 1],)})
     ),
-    UnsupportedUnet("SDXL inpainting", Shape({"class_embed_dim": (2816,), "in_channels": (9,)})),
-    UnsupportedUnet("SDXL", Shape({"class_embed_dim": (2816,)})),
-    UnsupportedUnet("unCLIP (Stable Diffusion 2.x)", Shape({"class_embed_dim": (1536, 2048)})),
     UnsupportedUnet(
-        "Stable Diffusion 2.x inpainting",
-        Shape({"cross_attention_dim": (1024,), "in_channels": (9,)}),
-    ),
-    UnsupportedUnet(
-        "Stable Diffusion 2.x depth", Shape({"cross_attention_dim": (1024,), "in_channels": (5,)})
-    ),
-    UnsupportedUnet(
-        "Stable Diffusion 2.x",
-        Shape({"cross_attention_dim": (1024,), "in_channels": (4,)}),
+        "unCLIP (Stable Diffusion 2.x)",
+        Shape({"class_embed_dim": (1536, 2048), "cross_attention_dim": (1024,)}),
     ),
 )
 """UNets by hyper-parameters; asked before the families."""

@@ -1,4 +1,4 @@
-"""CLIP text encoder names: transformers, with or without ``text_model.``, and OpenCLIP.
+"""CLIP text encoder names: transformers' (old and new), OpenCLIP's, stable-diffusion.cpp's.
 
 Canonical are the names with ``text_model.``. OpenCLIP fuses the three projections of an attention
 into one matrix and stores the text projection as [in, out].
@@ -56,13 +56,13 @@ _LAYER = (
 )
 
 
-def _fused(projection: str, index: int) -> tuple[Rule, ...]:
-    """The rows of the fused projection that are one of q, k and v."""
-    canonical = "text_model.encoder.layers.{i}.self_attn." + projection
-    file = "transformer.resblocks.{i}.attn.in_proj_"
-    return (
-        Rule(f"{canonical}.weight", f"{file}weight", part=(index, 3)),
-        Rule(f"{canonical}.bias", f"{file}bias", part=(index, 3)),
+def _fused(file: str) -> tuple[Rule, ...]:
+    """The rows of the fused projection `file` that are q, k and v."""
+    canonical = "text_model.encoder.layers.{i}.self_attn."
+    return tuple(
+        Rule(f"{canonical}{projection}.{kind}", f"{file}{kind}", part=(index, 3))
+        for index, projection in enumerate(("q_proj", "k_proj", "v_proj"))
+        for kind in ("weight", "bias")
     )
 
 
@@ -74,11 +74,38 @@ OPEN_CLIP = KeyTable(
         Rule("text_model.final_layer_norm.", "ln_final."),
         Rule("text_projection.weight", "text_projection", transpose=True),
         *rules_below("text_model.encoder.layers.{i}.", "transformer.resblocks.{i}.", _LAYER),
-        *_fused("q_proj", 0),
-        *_fused("k_proj", 1),
-        *_fused("v_proj", 2),
+        *_fused("transformer.resblocks.{i}.attn.in_proj_"),
     ),
     markers=("token_embedding.weight", "transformer.resblocks.0.ln_1.weight"),
     variables=_open_clip_variables,
+    ignored=_IGNORED,
+)
+
+# stable-diffusion.cpp (name_conversion.cpp) renames encoders as it finds them: one in OpenCLIP's
+# form keeps the fused matrices and the orientation of the text projection, under other names.
+SD_CPP = KeyTable(
+    name="stable-diffusion.cpp",
+    rules=(
+        Rule("text_model.", "text_model."),
+        Rule("text_projection.weight", "text_model.text_projection"),
+    ),
+    markers=(*TRANSFORMERS.markers, "text_model.text_projection"),
+    ignored=_IGNORED,
+)
+
+
+def _sd_cpp_variables(names: Collection[str]) -> Variables:
+    return {"i": range(count_at(names, "text_model.encoder.layers."))}
+
+
+SD_CPP_FUSED = KeyTable(
+    name="stable-diffusion.cpp (from OpenCLIP)",
+    rules=(
+        Rule("text_model.", "text_model."),
+        Rule("text_projection.weight", "text_model.text_projection", transpose=True),
+        *_fused("text_model.encoder.layers.{i}.self_attn.in_proj."),
+    ),
+    markers=(*TRANSFORMERS.markers, "text_model.encoder.layers.0.self_attn.in_proj.weight"),
+    variables=_sd_cpp_variables,
     ignored=_IGNORED,
 )

@@ -22,14 +22,15 @@ class Rule:
     """One row: how a canonical name, or every name below a prefix, is spelled in a file.
 
     Templates that end in a dot (or are empty) are prefixes, and what follows is kept; others are
-    whole names. In a fused tensor a canonical parameter is one of several equal blocks of rows.
+    whole names. In a fused tensor a canonical parameter is one of several blocks of rows.
     """
 
     canonical: str
     file: str
-    part: tuple[int, int] | None = None
+    part: tuple[int, int | None] | None = None
     """(index, count): this parameter is row block `index` of the `count` that the file's tensor
-    holds.
+    holds. Where the blocks are of unequal height `count` is None, and `index` counts in blocks of
+    the parameter's own height, from the end if it is negative.
     """
     transpose: bool = False
     """The file holds the transpose of the matrix."""
@@ -59,6 +60,8 @@ class KeyTable:
     """From the names in a file (prefix stripped) to the values of the templates' variables."""
     variables_of: Callable[[Mapping[str, Any]], Variables] = field(default=lambda config: {})
     """From a network's hyper-parameters to the values of the templates' variables."""
+    implies: Mapping[str, Any] = field(default_factory=dict)
+    """Hyper-parameters that follow from the dialect: how its converter stores what no shape tells."""
     ignored: tuple[str, ...] = ()
     """Patterns (``fnmatch``) of names without a meaning for inference."""
 
@@ -72,7 +75,7 @@ class MappedName:
     """The other side of a name, and how the tensor is taken from (or put into) the file's."""
 
     name: str
-    part: tuple[int, int] | None = None
+    part: tuple[int, int | None] | None = None
     transpose: bool = False
     kernel: bool = False
 

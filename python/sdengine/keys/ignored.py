@@ -21,15 +21,19 @@ PATTERNS: tuple[str, ...] = (
     # Marks of the prediction type, read by name elsewhere.
     "v_pred",
     "ztsnr",
+    "edm_mean",
+    "edm_std",
+    "edm_vpred.*",
     # The other half of the CLIP model that the text encoder is from; training state; picture
     # filters.
     "*.position_ids",
-    "cond_stage_model.logit_scale",
-    "cond_stage_model.model.logit_scale",
+    "*.logit_scale",
     "embedding_manager.*",
     "safety_checker/*",
     "safety_checker.*",
     "global_step",
+    # The estimator of depths beside the depth model, which is a model of its own.
+    "depth_model.*",
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sdengine.errors import ParameterError, WeightsError
@@ -55,6 +55,7 @@ def bind(
             bindings.append(Binding(name, fit(source, shape), source.transpose))
         except WeightsError as error:
             faults.append(str(error))
+    faults += _misfits(sources, expected)
     if faults:
         raise WeightsError(_summary(located, faults, len(expected)))
     return tuple(bindings), spare
@@ -73,13 +74,7 @@ def fit(source: Source, shape: Shape) -> TensorEntry:
     if entry.dtype in _NOT_WEIGHTS or entry.dtype not in DTYPES:
         raise WeightsError(f"{entry.name!r} has type {entry.dtype}; expected floats or a ggml type")
     if source.part is not None:
-        index, count = source.part
-        if not entry.shape or entry.shape[0] != shape[0] * count:
-            raise _wrong_shape(entry, (shape[0] * count, *shape[1:]))
-        try:
-            entry = entry.rows(index * shape[0], shape[0])
-        except ParameterError as error:
-            raise WeightsError(str(error)) from None
+        entry = _rows(entry, source.part, shape)
     if source.transpose:
         if entry.shape != shape[::-1]:
             raise _wrong_shape(entry, shape[::-1])
@@ -92,6 +87,35 @@ def fit(source: Source, shape: Shape) -> TensorEntry:
     if entry.shape == (rows, _FOLD) and not rest and entry.strides is None:
         return entry.reshape(shape)
     raise _wrong_shape(entry, shape)
+
+
+def _misfits(sources: Mapping[str, Source], expected: Iterable[tuple[str, Shape]]) -> list[str]:
+    """Fused tensors of unequal parts with more or fewer rows than their parts have together."""
+    heights: dict[str, int] = {}
+    fused: dict[str, TensorEntry] = {}
+    for name, shape in expected:
+        source = sources.get(name)
+        if source is not None and source.part is not None and source.part[1] is None:
+            heights[source.name] = heights.get(source.name, 0) + shape[0]
+            fused[source.name] = source.entry
+    return [
+        str(_wrong_shape(entry, (heights[name], *entry.shape[1:])))
+        for name, entry in fused.items()
+        if entry.shape[:1] != (heights[name],)
+    ]
+
+
+def _rows(entry: TensorEntry, part: tuple[int, int | None], shape: Shape) -> TensorEntry:
+    """The rows of a fused tensor that are the parameter of this shape."""
+    index, count = part
+    rows = entry.shape[0] if entry.shape else 0
+    if rows < shape[0] or (count is not None and rows != shape[0] * count):
+        raise _wrong_shape(entry, (shape[0] * (count or 1), *shape[1:]))
+    start = index * shape[0] if index >= 0 else rows + index * shape[0]
+    try:
+        return entry.rows(start, shape[0])
+    except ParameterError as error:
+        raise WeightsError(str(error)) from None
 
 
 def _without_ones(shape: Shape) -> Shape:

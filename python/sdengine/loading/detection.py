@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sdengine.errors import ParameterError, WeightsError
-from sdengine.families import FAMILIES, Family, Variant
+from sdengine.families import FAMILIES, Component, Family, Variant
 from sdengine.families.unsupported import ADAPTER_ADVICE, ADDITIONS, DENOISERS, UNETS, TensorNames
 from sdengine.formats import TensorIndex
 from sdengine.loading.locate import Located, locate
@@ -69,34 +69,72 @@ def detect(index: TensorIndex, family: str | None = None) -> Detection:
         return _unsupported(known.title, known.advice)
     wanted = family or index.metadata.get("sdengine.family")
     families = [f for f in FAMILIES if f.name == wanted] or list(FAMILIES)
+    strangers: list[tuple[Family, dict[str, Any]]] = []
+    parts = _Parts(index)
     for candidate in families:
-        found = _as_family(index, candidate)
-        if found is not None:
-            return found
-    return _without_denoiser(index)
+        components = parts.of(candidate)
+        denoiser = components.get(candidate.denoiser)
+        if denoiser is None:
+            continue
+        config = config_of(denoiser, candidate)
+        relative = next((u for u in UNETS if u.fits(config)), None)
+        if relative is not None:
+            return _unsupported(relative.title, "", components)
+        if candidate.shape.fits(config):
+            variant = candidate.variant(config, index.tensors.keys())
+            title = variant.title if variant else candidate.title
+            return Detection(title, candidate, variant, components, {candidate.denoiser: config})
+        strangers.append((candidate, config))
+    if strangers:
+        return _stranger(strangers, parts)
+    return _without_denoiser(parts)
 
 
-def _as_family(index: TensorIndex, family: Family) -> Detection | None:
-    """The file as a member of `family`, or why it is none; None without such a denoiser."""
-    components = _components(index, family)
-    denoiser = components.get(family.denoiser)
-    if denoiser is None:
-        return None
-    config = config_of(denoiser, family)
-    relative = next((u for u in UNETS if u.fits(config)), None)
-    if relative is not None:
-        return _unsupported(relative.title, "", components)
-    if not family.shape.fits(config):
-        odd = {key: config[key] for key in family.shape.allowed}
-        return _unsupported(f"a UNet of no supported family ({odd})", "", components)
-    variant = family.variant(config)
-    title = variant.title if variant else family.title
-    return Detection(title, family, variant, components, {family.denoiser: config})
+class _Parts:
+    """The components of families in a file; those that families share are looked for once."""
+
+    def __init__(self, index: TensorIndex) -> None:
+        self._index = index
+        self._found: dict[int, Located | None] = {}
+        self.names = list(index.tensors)
+
+    def of(self, family: Family) -> dict[str, Located]:
+        found = {component.name: self._locate(component) for component in family.components}
+        return {name: located for name, located in found.items() if located is not None}
+
+    def _locate(self, component: Component) -> Located | None:
+        if id(component) not in self._found:
+            self._found[id(component)] = locate(self._index, component)
+        return self._found[id(component)]
 
 
-def _components(index: TensorIndex, family: Family) -> dict[str, Located]:
-    found = {c.name: locate(index, c) for c in family.components}
-    return {name: located for name, located in found.items() if located is not None}
+def _stranger(strangers: list[tuple[Family, dict[str, Any]]], parts: _Parts) -> Detection:
+    """A UNet that no family has, and the family that comes nearest."""
+
+    def odd(family: Family, config: dict[str, Any]) -> list[str]:
+        return [
+            f"{key} = {config[key]!r} (expected {_choices(allowed)})"
+            for key, allowed in family.shape.allowed.items()
+            if config[key] not in allowed
+        ]
+
+    nearest = min(strangers, key=lambda pair: len(odd(*pair)))
+    title = "a UNet of no supported family"
+    reason = (
+        f"this is {title}. The nearest is {nearest[0].title}, but for {', '.join(odd(*nearest))};"
+        f" sdengine runs {_supported()}"
+    )
+    return Detection(title, components=parts.of(nearest[0]), reason=reason)
+
+
+def _choices(allowed: Collection[Any]) -> str:
+    if isinstance(allowed, range):
+        return f"{allowed.start} to {allowed.stop - 1}"
+    return " or ".join(map(repr, allowed))
+
+
+def _supported() -> str:
+    return ", ".join(family.title for family in FAMILIES)
 
 
 def config_of(located: Located, family: Family) -> dict[str, Any]:
@@ -114,9 +152,10 @@ def config_of(located: Located, family: Family) -> dict[str, Any]:
     shapes = Shapes({canonical: source.shape for canonical, source in located.sources.items()})
     beside = index.configs.get(name) or index.configs.get("config")
     try:
-        config = network.from_shapes(shapes, family)
+        config = {**network.from_shapes(shapes, family), **located.component.known}
         if beside is not None:
             config = network.refine(config, beside)
+        config = {**config, **located.table.implies}
         stored = stored_fields(index, f"sdengine.config.{name}", config)
         for key, value in stored.items():
             if key not in network.untold and value != config[key]:
@@ -156,6 +195,8 @@ def stored_fields(index: TensorIndex, key: str, like: Mapping[str, Any]) -> dict
 
 
 def _alike(value: Any, example: Any) -> bool:
+    if isinstance(example, list) and not example:  # numbers, one per channel or none
+        return isinstance(value, list) and all(type(item) in (int, float) for item in value)
     if isinstance(example, list):
         same_length = isinstance(value, list) and len(value) == len(example)
         return same_length and all(map(_alike, value, example))
@@ -177,25 +218,43 @@ def _is_embedding(index: TensorIndex) -> bool:
 def _unsupported(
     title: str, advice: str, components: Mapping[str, Located] | None = None
 ) -> Detection:
-    supported = ", ".join(family.title for family in FAMILIES)
     reason = f"this is {title}, which cannot be run by itself. {advice}".strip()
     if not advice:
-        reason = f"this is {title}; sdengine runs {supported}"
+        reason = f"this is {title}; sdengine runs {_supported()}"
     return Detection(title, components=components or {}, reason=reason)
 
 
-def _without_denoiser(index: TensorIndex) -> Detection:
+_CLIP_WIDTHS = {
+    768: "a CLIP ViT-L text encoder",
+    1024: "an OpenCLIP ViT-H text encoder",
+    1280: "an OpenCLIP ViT-bigG text encoder",
+}
+
+
+def _title(located: Located) -> str:
+    """A part in words. The encoders of CLIP have the same names, and are told by their width."""
+    if located.component.kind == "decoder_text" and "ChatGLM" not in located.table.name:
+        return "a language model"
+    if located.component.kind != "clip_text":
+        return located.component.title
+    norm = located.sources.get("text_model.final_layer_norm.weight")
+    width = norm.shape[0] if norm is not None and norm.shape else 0
+    return _CLIP_WIDTHS.get(width, "a CLIP text encoder")
+
+
+def _without_denoiser(parts: _Parts) -> Detection:
     for family in FAMILIES:
-        components = _components(index, family)
+        components = parts.of(family)
         if components:
-            parts = " and ".join(c.component.title for c in components.values())
+            titles = " and ".join(dict.fromkeys(map(_title, components.values())))
+            arguments = dict.fromkeys(f"{c.component.argument}=..." for c in components.values())
             reason = (
-                f"this is {parts} without a denoiser. Load a model, and give this file as"
-                f" {', '.join(f'{c.component.argument}=...' for c in components.values())}"
+                f"this is {titles} without a denoiser. Load a model, and give this file as"
+                f" {', '.join(arguments)}"
             )
-            return Detection(parts, components=components, reason=reason)
-    shown = ", ".join(list(index.tensors)[:_NAMES_SHOWN]) or "none"
+            return Detection(titles, components=components, reason=reason)
+    shown = ", ".join(parts.names[:_NAMES_SHOWN]) or "none"
     return Detection(
         "no model that is known here",
-        reason=f"no known model has these {len(index.tensors)} tensors: {shown}",
+        reason=f"no known model has these {len(parts.names)} tensors: {shown}",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 
 from sdengine.errors import WeightsError
@@ -19,14 +20,17 @@ class Source:
     name: str
     """In the file, prefix stripped."""
     entry: TensorEntry
-    part: tuple[int, int] | None
+    part: tuple[int, int | None] | None
     transpose: bool
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The parameter's shape as far as the file tells; axes of size 1 may be more or fewer."""
+        """The parameter's shape as far as the file tells; axes of size 1 may be more or fewer.
+
+        For one of several unequal blocks of rows it is the shape of all of them together.
+        """
         shape = self.entry.shape
-        if self.part is not None and shape:
+        if self.part is not None and self.part[1] is not None and shape:
             shape = (shape[0] // self.part[1], *shape[1:])
         return shape[::-1] if self.transpose else shape
 
@@ -45,7 +49,10 @@ class Located:
         """The tensors below the prefix by their name without it, ignored ones left out."""
         names = (n for n in self.index.tensors if n.startswith(self.prefix))
         stripped = {n[len(self.prefix) :]: self.index.tensors[n] for n in names}
-        return {n: entry for n, entry in stripped.items() if not self.table.ignores(n)}
+        return {n: entry for n, entry in stripped.items() if not self._ignores(n)}
+
+    def _ignores(self, name: str) -> bool:
+        return self.table.ignores(name) or any(fnmatchcase(name, p) for p in self.component.ignored)
 
     @cached_property
     def names(self) -> NameMap:
@@ -72,9 +79,10 @@ class Located:
 
 
 def locate(index: TensorIndex, component: Component) -> Located | None:
-    """Where `index` keeps the component; None if it has none of it."""
-    for prefix in component.prefixes:
-        for table in component.tables:
-            if all(prefix + marker in index.tensors for marker in table.markers):
-                return Located(component, index, prefix, table)
+    """Where `index` keeps the component, or an alternative to it; None if it has none of them."""
+    for choice in (component, *component.alternatives):
+        for prefix in choice.prefixes:
+            for table in choice.tables:
+                if all(prefix + marker in index.tensors for marker in table.markers):
+                    return Located(choice, index, prefix, table)
     return None

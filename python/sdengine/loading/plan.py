@@ -10,17 +10,20 @@ from typing import Any, TypeAlias
 
 from sdengine import _core
 from sdengine.errors import ParameterError, UnsupportedModelError, WeightsError
-from sdengine.families import Defaults, Family, LatentFormat, Task
+from sdengine.families import Component, Defaults, Family, LatentFormat, Task
 from sdengine.formats import TensorIndex, open_index
 from sdengine.keys.ignored import is_ignored
 from sdengine.loading.bind import Binding, bind
 from sdengine.loading.detection import Detection, config_of, detect, stored_fields
+from sdengine.loading.halves import open_halves
 from sdengine.loading.locate import Located, locate
-from sdengine.loading.scheduler import SchedulerSettings, checked, from_diffusers
+from sdengine.loading.scheduler import SchedulerSettings
+from sdengine.loading.scheduler_source import default_size, find_scheduler
+from sdengine.loading.text_parts import TextEncoders, check_text_encoders, find_text_encoders
 from sdengine.loading.tokenizer_source import TokenizerSource, find_tokenizer
 
 AnyPath: TypeAlias = "str | PathLike[str]"
-TextEncoders: TypeAlias = "AnyPath | Sequence[AnyPath] | Mapping[str, AnyPath]"
+Autoencoders: TypeAlias = "AnyPath | Sequence[AnyPath]"
 
 _LARGEST_SAMPLE = 512  # latents; a config that claims more is not taken at its word
 
@@ -70,22 +73,31 @@ class ModelPlan:
     """Tensors of the model's file that nothing uses and that are not known to be superfluous."""
     metadata: Mapping[str, Any]
 
+    @property
+    def reads_guidance(self) -> bool:
+        """True for models that were distilled to read the scale of guidance as an input."""
+        return bool(self.components[self.family.denoiser].config.get("time_cond_proj_dim", 0))
+
 
 def plan_model(
     path: AnyPath,
-    vae: AnyPath | None = None,
+    vae: Autoencoders | None = None,
     text_encoders: TextEncoders | None = None,
     *,
     family: str | None = None,
+    prediction: str | None = None,
 ) -> ModelPlan:
     """Find out what `path` is and where every parameter of it lies.
 
     Args:
         path: a model file, or a diffusers folder.
-        vae: a file or folder whose autoencoder replaces the model's.
-        text_encoders: the same for text encoders: one path, a list in the family's order, or a
-            mapping from component names.
+        vae: a file or folder whose autoencoder replaces the model's; or the encoder file and the
+            decoder file of a tiny one.
+        text_encoders: the same for text encoders: one path, several (each goes where its width
+            belongs), or a mapping from component names.
         family: take the model for a member of this family; None to find out.
+        prediction: what the denoiser predicts ("epsilon", "v_prediction", "sample"); None to find
+            out.
 
     Raises:
         UnsupportedModelError: it is something that sdengine does not run; the message says what.
@@ -97,25 +109,36 @@ def plan_model(
     found = detect(index, family)
     if found.family is None:
         raise UnsupportedModelError(f"{index.path}: {found.reason}")
-    located = {**found.components, **_replacements(found.family, vae, text_encoders)}
+    denoiser = found.configs[found.family.denoiser]
+    located = {
+        **found.components,
+        **_replacements(found.family, vae),
+        **find_text_encoders(found.family, text_encoders, denoiser),
+    }
     _require_all(index, found.family, located)
     components, unused = {}, list(_unlocated(index, found))
     for component in found.family.components:
-        part, left = _plan_component(located[component.name], found.family, found.configs)
+        part, left = _plan_component(located[component.name], found)
         components[component.name] = part
         unused += left
+    check_text_encoders(
+        found.family,
+        {name: part.config for name, part in components.items()},
+        {name: part.path for name, part in components.items()},
+    )
     tokenizers = {
         name: find_tokenizer(
-            name, components[name].config["vocab_size"], index, located[name].index
+            name, components[name].config["vocab_size"], index, located[name].index, kind
         )
-        for name in found.family.tokenizers
+        for name, kind in found.family.tokenizers.items()
     }
-    latents = _latents(found.family, components)
-    scheduler = _scheduler(index, found.family)
+    latents = _latents(found, components)
+    bindings = components[found.family.denoiser].bindings
+    scheduler = find_scheduler(index, found, bindings, prediction)
     return ModelPlan(
         path=index.path,
         title=found.title,
-        family=found.family,
+        family=_as_published(found.family, index),
         task=found.variant.task if found.variant else "text",
         components=components,
         tokenizers=tokenizers,
@@ -127,57 +150,60 @@ def plan_model(
     )
 
 
-def _plan_component(
-    located: Located, family: Family, configs: Mapping[str, dict[str, Any]]
-) -> tuple[ComponentPlan, tuple[str, ...]]:
-    component = located.component
-    config = configs.get(component.name) or config_of(located, family)
+def _plan_component(located: Located, found: Detection) -> tuple[ComponentPlan, tuple[str, ...]]:
+    assert found.family is not None
+    component, family = located.component, found.family
+    if found.variant is not None and found.variant.latents is not None:
+        family = replace(family, latents=found.variant.latents)
+    config = found.configs.get(component.name) or config_of(located, family)
+    for name in component.required:
+        if name not in located.sources:
+            raise WeightsError(
+                f"{located.index.path}: the {component.name} has no {name!r}, which"
+                f" {family.title} needs. Give another file of {component.title} with"
+                f" {component.argument}="
+            )
     bindings, left = bind(located, _core.parameters(component.kind, config))
     path, dialect = located.index.path, located.table.name
     return ComponentPlan(component.name, component.kind, config, bindings, path, dialect), left
 
 
-def _replacements(
-    family: Family, vae: AnyPath | None, text_encoders: TextEncoders | None
-) -> dict[str, Located]:
-    """The components that the caller gives as files of their own."""
-    paths: dict[str, AnyPath] = {} if vae is None else {"vae": vae}
-    encoders = list(family.tokenizers)
-    if isinstance(text_encoders, Mapping):
-        paths.update(text_encoders)
-    elif isinstance(text_encoders, str | PathLike):
-        paths[encoders[0]] = text_encoders
-    elif text_encoders is not None:
-        if len(text_encoders) > len(encoders):
-            raise ParameterError(
-                f"{len(text_encoders)} text encoders given; {family.title} has {len(encoders)}"
-            )
-        paths.update(zip(encoders, text_encoders, strict=False))
-    names = {component.name for component in family.components}
-    found: dict[str, Located] = {}
-    for name, path in paths.items():
-        if name not in names:
-            raise ParameterError(
-                f"{family.title} has no {name!r}; it has {', '.join(sorted(names))}"
-            )
-        index = open_index(path)
-        located = locate(index, family.component(name))
-        if located is None:
-            reason = detect(index).reason or "it is a model without one"
-            raise ParameterError(f"{index.path} holds no {name} of {family.title}: {reason}")
-        found[name] = located
-    return found
+def _replacements(family: Family, vae: Autoencoders | None) -> dict[str, Located]:
+    """The autoencoder that the caller gives as a file of its own."""
+    if vae is None:
+        return {}
+    index = open_index(vae) if isinstance(vae, str | PathLike) else open_halves(vae)
+    located = locate(index, family.component("vae"))
+    if located is None:
+        reason = detect(index).reason or "it is a model without one"
+        raise ParameterError(f"{index.path} holds no vae of {family.title}: {reason}")
+    return {"vae": located}
+
+
+def _as_published(family: Family, index: TensorIndex) -> Family:
+    """The family, with what a pipeline's model_index.json says about it."""
+    zeros = index.configs.get("model_index", {}).get("force_zeros_for_empty_prompt")
+    if type(zeros) is not bool or zeros == family.empty_negative_is_zeros:
+        return family
+    return replace(family, empty_negative_is_zeros=zeros)
 
 
 def _require_all(index: TensorIndex, family: Family, located: Mapping[str, Located]) -> None:
     missing = [c for c in family.components if c.name not in located]
     if missing:
         needed = " and ".join(c.title for c in missing)
-        advice = ", ".join(f"{c.argument}=..." for c in missing)
+        advice = ", ".join(dict.fromkeys(_advice(family, c) for c in missing))
         raise WeightsError(
             f"{index.path}: {family.title} also needs {needed}, which this file does not hold."
             f" Give it as {advice}"
         )
+
+
+def _advice(family: Family, component: Component) -> str:
+    """How to give a component; by name where several are given with one argument."""
+    if len(family.tokenizers) > 1 and component.name in family.tokenizers:
+        return f"{component.argument}={{{component.name!r}: ...}}"
+    return f"{component.argument}=..."
 
 
 def _unlocated(index: TensorIndex, found: Detection) -> list[str]:
@@ -186,30 +212,32 @@ def _unlocated(index: TensorIndex, found: Detection) -> list[str]:
     return [name for name in index.tensors if not name.startswith(prefixes)]
 
 
-def _latents(family: Family, components: Mapping[str, ComponentPlan]) -> LatentFormat:
+def _latents(found: Detection, components: Mapping[str, ComponentPlan]) -> LatentFormat:
     """The family's latents, as this model's autoencoder makes them."""
-    vae = components["vae"].config
-    channels, expected = vae["latent_channels"], family.latents.channels
-    if channels != expected:
+    assert found.family is not None
+    family, part, vae = found.family, components["vae"], components["vae"].config
+    expected = (found.variant and found.variant.latents) or family.latents
+    channels, scale = vae["latent_channels"], vae["scaling_factor"]
+    if channels != expected.channels:
         raise WeightsError(
-            f"{components['vae'].path}: the autoencoder makes latents of {channels} channels,"
-            f" {family.title} takes {expected}: it belongs to another model"
+            f"{part.path}: the autoencoder makes latents of {channels} channels,"
+            f" {family.title} takes {expected.channels}: it belongs to another model"
         )
+    is_replaced = part.path != components[family.denoiser].path
+    if (
+        is_replaced
+        and part.kind == "autoencoder_kl"
+        and scale != expected.scale
+        and not vae.get("latents_mean", ())
+    ):
+        raise WeightsError(
+            f"{part.path}: the autoencoder's latents are scaled by {scale}, those of"
+            f" {family.title} by {expected.scale}: it belongs to another model. Give vae= one that"
+            " was made for this family"
+        )
+    mean, deviation = tuple(vae.get("latents_mean", ())), tuple(vae.get("latents_std", ()))
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    return LatentFormat(channels, vae["scaling_factor"], vae["shift_factor"], factor)
-
-
-def _scheduler(index: TensorIndex, family: Family) -> SchedulerSettings:
-    settings = SchedulerSettings.of_family(family)
-    if "scheduler" in index.configs:
-        return from_diffusers(index.configs["scheduler"], family)
-    stored = stored_fields(index, "sdengine.scheduler", asdict(settings))
-    if stored:
-        return checked(replace(settings, **stored))
-    # Empty tensors that mark models trained to predict the velocity (A1111, ComfyUI).
-    if "v_pred" in index.tensors:
-        settings = replace(settings, prediction="v_prediction")
-    return replace(settings, rescale_zero_snr="ztsnr" in index.tensors)
+    return LatentFormat(channels, scale, vae["shift_factor"], factor, mean, deviation)
 
 
 def _defaults(
@@ -219,6 +247,8 @@ def _defaults(
     defaults = found.family.defaults
     if found.variant is not None:
         defaults = replace(defaults, **found.variant.defaults)
+    config = found.configs[found.family.denoiser]
+    defaults = replace(defaults, **default_size(found.family, config, scheduler.prediction))
     if scheduler.sampler and not (found.variant and "sampler" in found.variant.defaults):
         defaults = replace(defaults, sampler=scheduler.sampler)
         defaults = replace(defaults, schedule=scheduler.schedule or defaults.schedule)

@@ -11,12 +11,22 @@ from sdengine.errors import TokenizerError
 from sdengine.formats import TensorIndex
 from sdengine.tokenizers import (
     ClipTokenizer,
+    JsonTokenizer,
+    PromptFormat,
+    SentencePieceTokenizer,
     default_clip_tokenizer,
+    find_text_tokenizer,
     from_gguf_fields,
+    from_text_fields,
     load_clip_tokenizer,
+    load_text_tokenizer,
 )
+from sdengine.tokenizers.padding import CHATGLM3
 
 _FIELDS = "sdengine.tokenizer."
+CLIP = "clip"
+LAYOUTS: Mapping[str, PromptFormat] = {"chatglm": CHATGLM3}
+"""Kind of tokenizer of a language model -> how its prompts are laid out."""
 _JSON, _VOCABULARY, _MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 
 
@@ -32,6 +42,8 @@ class TokenizerSource:
     """A GGUF that carries it, or a folder or file of it; None for the usual CLIP vocabulary."""
     fields: Mapping[str, Any] | None = field(default=None, repr=False)
     """The metadata of the GGUF that carries it."""
+    kind: str = CLIP
+    """:data:`CLIP`, or a key of :data:`LAYOUTS`."""
 
     def open(self, download: bool = True) -> ClipTokenizer:
         """Read it.
@@ -42,6 +54,10 @@ class TokenizerSource:
         Raises:
             TokenizerError: there is none, it is damaged, or it has words that the encoder lacks.
         """
+        if self.kind != CLIP:
+            raise TokenizerError(
+                f"the {self.encoder} has a tokenizer of kind {self.kind}, not CLIP's"
+            )
         if self.fields is not None:
             tokenizer = from_gguf_fields(self.fields)[self.encoder]
         elif self.path is not None:
@@ -56,9 +72,36 @@ class TokenizerSource:
             )
         return tokenizer
 
+    def open_text(self) -> JsonTokenizer | SentencePieceTokenizer:
+        """Read it, where it is a language model's.
+
+        Raises:
+            TokenizerError: there is none, it is damaged, or it has words that the encoder lacks.
+        """
+        if self.path is None:
+            raise TokenizerError(
+                f"the {self.encoder} needs the tokenizer that it was published with, and there is"
+                " none beside it: put its folder there under the name 'tokenizer'"
+            )
+        if self.fields is not None:
+            tokenizer = from_text_fields(self.fields)[self.encoder]
+        else:
+            tokenizer = load_text_tokenizer(self.path, LAYOUTS[self.kind].added)
+        if tokenizer.vocab_size > self.vocab_size:
+            raise TokenizerError(
+                f"{self.path} has {tokenizer.vocab_size} words, the {self.encoder} has"
+                f" {self.vocab_size}. It is another model's: give the tokenizer that this model was"
+                " published with"
+            )
+        return tokenizer
+
 
 def find_tokenizer(
-    encoder: str, vocab_size: int, model: TensorIndex, encoder_index: TensorIndex
+    encoder: str,
+    vocab_size: int,
+    model: TensorIndex,
+    encoder_index: TensorIndex,
+    kind: str = CLIP,
 ) -> TokenizerSource:
     """Where the tokenizer of a text encoder is.
 
@@ -67,28 +110,39 @@ def find_tokenizer(
         vocab_size: words that the encoder has.
         model: the model's file or folder.
         encoder_index: the file or folder that the encoder's weights come from.
+        kind: :data:`CLIP`, or a key of :data:`LAYOUTS`.
     """
+    group = "clip" if kind == CLIP else "text"
     for index in (encoder_index, model):
-        if any(key.startswith(f"{_FIELDS}clip.{encoder}.") for key in index.metadata):
-            return TokenizerSource(encoder, vocab_size, index.path, index.metadata)
+        if any(key.startswith(f"{_FIELDS}{group}.{encoder}.") for key in index.metadata):
+            return TokenizerSource(encoder, vocab_size, index.path, index.metadata, kind)
     places = (p for index in (encoder_index, model) for p in _places(encoder, index))
-    path = next((place for place in places if _holds_tokenizer(place)), None)
-    return TokenizerSource(encoder, vocab_size, path)
+    holds = _holds_tokenizer if kind == CLIP else _holds_text_tokenizer
+    path = next((place for place in places if holds(place)), None)
+    return TokenizerSource(encoder, vocab_size, path, kind=kind)
 
 
 def _places(encoder: str, index: TensorIndex) -> Iterator[Path]:
-    """Folders where publishers put the tokenizer of an encoder, best first."""
-    name = encoder.replace("text_encoder", "tokenizer")  # text_encoder_2 has tokenizer_2
-    if name in index.folders:
-        yield index.folders[name]
+    """Folders where publishers put the tokenizer of an encoder, best first.
+
+    Encoders of one model share their words, so a second one takes the first one's tokenizer where it
+    has none of its own; the family knows its padding.
+    """
+    own = encoder.replace("text_encoder", "tokenizer")  # text_encoder_2 has tokenizer_2
+    names = dict.fromkeys((own, "tokenizer"))
+    yield from (index.folders[name] for name in names if name in index.folders)
     if index.path.is_dir():
         yield index.path
-        yield index.path.parent / name  # beside the folder of the text encoder alone
+        yield from (index.path.parent / name for name in names)  # beside a text encoder's folder
     else:
-        yield index.path.parent / name
+        yield from (index.path.parent / name for name in names)
         yield index.path.parent
 
 
 def _holds_tokenizer(folder: Path) -> bool:
     names = (_VOCABULARY, _MERGES)
     return (folder / _JSON).is_file() or all((folder / name).is_file() for name in names)
+
+
+def _holds_text_tokenizer(folder: Path) -> bool:
+    return find_text_tokenizer(folder) is not None

@@ -88,6 +88,9 @@ DEFAULT_RULES: tuple[TypeRule, ...] = (
     TypeRule("unet.conv_out.*", "f16", "few values, through which the whole picture passes"),
     TypeRule("*encoder_hid_proj.*", "f16", "few values, through which the whole prompt passes"),
     TypeRule("*text_projection.*", "f16", "few values, through which the whole prompt passes"),
+    TypeRule(
+        "*relative_attention_bias.*", "f16", "few values, added to every score of every layer"
+    ),
     TypeRule("kind:kernel", "q8_0", "convolutions lose far more than attention below 8 bits"),
 )
 """Asked after the caller's rules; the first match decides. Everything else gets the file's type."""

@@ -87,6 +87,7 @@ def chunk(
     segments: Iterable[Segment],
     *,
     comma_backtrack: int = 0,
+    keep_whole: int = 0,
     max_chunks: int = MAX_CHUNKS,
     truncate: bool = False,
 ) -> Chunks:
@@ -97,6 +98,7 @@ def chunk(
         segments: from :func:`sdengine.prompt.parse` or :func:`sdengine.prompt.literal`.
         comma_backtrack: when a chunk is full, and its last comma is at most so many tokens back,
             what follows the comma moves to the next chunk. 0 cuts anywhere; A1111 ships with 20.
+        keep_whole: a segment of fewer tokens than this is not cut but moves to the next chunk. ComfyUI has 8.
         max_chunks: upper limit.
         truncate: drop what is beyond `max_chunks` instead of raising. With 1 chunk this is what
             diffusers does.
@@ -107,13 +109,18 @@ def chunk(
     capacity = tokenizer.max_length - 2
     if not 0 <= comma_backtrack <= capacity:
         raise ParameterError(f"comma_backtrack must be 0 to {capacity}, not {comma_backtrack}")
+    if not 0 <= keep_whole <= capacity:
+        raise ParameterError(f"keep_whole must be 0 to {capacity}, not {keep_whole}")
     if max_chunks < 1:
         raise ParameterError(f"max_chunks must be 1 or more, not {max_chunks}")
     layout = _Layout(capacity, tokenizer.id_of(COMMA_TOKEN), comma_backtrack)
     for segment in segments:
         if segment.new_chunk:
             layout.close()
-        for token in tokenizer.encode(segment.text):
+        tokens = tokenizer.encode(segment.text)
+        if len(tokens) < keep_whole and not layout.fits(len(tokens)):
+            layout.close()
+        for token in tokens:
             layout.add(token, segment.weight)
         if len(layout.closed) > max_chunks and not truncate:
             break
@@ -167,6 +174,10 @@ class _Layout:
             self.last_comma = len(self.row.tokens)
         self.row.tokens.append(token)
         self.row.weights.append(weight)
+
+    def fits(self, count: int) -> bool:
+        """True if so many tokens more go into the row."""
+        return len(self.row.tokens) + count <= self.capacity
 
     def close(self) -> None:
         self.closed.append(self.row)

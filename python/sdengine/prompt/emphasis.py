@@ -73,12 +73,17 @@ def parse(prompt: str) -> list[Segment]:
         )
     ]
     for (text, _), weight in zip(pieces, weights, strict=True):
-        if not abs(weight) <= MAX_WEIGHT:
-            raise ParameterError(
-                f"the emphasis of {text[:40]!r} is {weight:.3g}; expected -{MAX_WEIGHT:g} to "
-                f"{MAX_WEIGHT:g}. Use fewer brackets or a smaller number"
-            )
+        check_weight(text, weight)
     return _merged(pieces, weights)
+
+
+def check_weight(text: str, weight: float) -> None:
+    """Raise ParameterError for a weight beyond the limit, or none."""
+    if not abs(weight) <= MAX_WEIGHT:
+        raise ParameterError(
+            f"the emphasis of {text[:40]!r} is {weight:.3g}; expected -{MAX_WEIGHT:g} to "
+            f"{MAX_WEIGHT:g}. Use fewer brackets or a smaller number"
+        )
 
 
 def literal(prompt: str) -> list[Segment]:

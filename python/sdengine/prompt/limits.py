@@ -12,6 +12,9 @@ MAX_PROMPT_CHARACTERS: Final = 100_000
 MAX_WEIGHT: Final = 1000.0
 """Larger weights (72 nested brackets) drown every other word and end in infinities."""
 
+MAX_NESTING: Final = 100
+"""Deepest nesting of the notations that are read again for every level."""
+
 
 def check_prompt(prompt: str) -> None:
     """Raise ParameterError for a prompt that is no text or longer than the limit."""

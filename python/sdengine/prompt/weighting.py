@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.errors import ParameterError
+from sdengine.prompt.emphasis import Segment
 
 Array = NDArray[np.float32]
 
-RULES: Final = ("a1111", "comfyui", "diffusers")
-"""``a1111``: :func:`multiply_and_restore_mean`; ``comfyui``: :func:`interpolate_from_empty`;
-``diffusers``: no weights, the prompt is taken literally and cut after one chunk."""
+RULES: Final = ("a1111", "comfyui", "compel", "diffusers")
+"""``a1111``: :func:`multiply_and_restore_mean`; ``comfyui``: :func:`interpolate_from_empty`; ``compel``: the same, then
+:func:`blend` with the prompts of :func:`downweighted`; ``diffusers``: no weights, the prompt is taken literally and
+cut after one chunk."""
+
+MAX_DOWNWEIGHTED: Final = 64
+"""Each is one more prompt to encode."""
+
+SMALLEST_WEIGHT: Final = 1e-5
+"""What compel takes for weights of 0 and less, whose share would be infinite."""
 
 
 def apply_weights(rule: str, embeddings: Array, weights: Array, empty: Array | None) -> Array:
@@ -23,7 +33,7 @@ def apply_weights(rule: str, embeddings: Array, weights: Array, empty: Array | N
         rule: one of :data:`RULES`.
         embeddings: ``[n * 77, width]``, the chunks one after another.
         weights: ``[n, 77]``, from :class:`sdengine.prompt.Chunks`.
-        empty: ``[77, width]``, the encoded empty prompt; only ``"comfyui"`` reads it.
+        empty: ``[77, width]``, the encoded empty prompt; ``"comfyui"`` and ``"compel"`` read it.
 
     Returns:
         float32 ``[n * 77, width]``; `embeddings` itself when no weight differs from 1.
@@ -73,3 +83,74 @@ def interpolate_from_empty(embeddings: Array, weights: Array, empty: Array) -> A
     factor = weights.reshape(-1, 1)
     moved = base + factor * (embeddings - base)
     return np.asarray(np.where(factor == 1, embeddings, moved), np.float32)
+
+
+def downweighted(segments: Sequence[Segment]) -> list[tuple[list[Segment], float]]:
+    """The prompts that compel encodes besides the full one, for the segments that weigh less than 1.
+
+    A weight below 1 shall not mean a little of something but doubt about it: the embeddings are mixed with those of the
+    prompt without the segment, half and half at weight 0.5, all of it at 0 (damian0815/compel,
+    ``DownweightMode.REMOVE``; its default there hides the tokens from the encoder's attention instead).
+
+    Returns:
+        (segments without one of them, share for :func:`blend`), in order; the full prompt's share is 1.
+
+    Raises:
+        ParameterError: more than 64 segments weigh less than 1.
+    """
+    lighter = [index for index, segment in enumerate(segments) if segment.weight < 1]
+    if len(lighter) > MAX_DOWNWEIGHTED:
+        raise ParameterError(
+            f"{len(lighter)} parts of the prompt weigh less than 1; at most {MAX_DOWNWEIGHTED} can be encoded apart"
+        )
+    return [
+        (
+            [*segments[:index], *segments[index + 1 :]] or [Segment("")],
+            math.tan((1 - max(SMALLEST_WEIGHT, segments[index].weight)) * math.pi / 2),
+        )
+        for index in lighter
+    ]
+
+
+def blend(embeddings: Sequence[Array], shares: Sequence[float]) -> Array:
+    """The weighted mean of equally shaped embeddings, float32.
+
+    Raises:
+        ParameterError: there are not as many shares as embeddings, shapes differ, or the shares add up to nothing.
+    """
+    total = math.fsum(shares)
+    shapes = {array.shape for array in embeddings}
+    if (
+        len(embeddings) != len(shares)
+        or len(shapes) != 1
+        or not (total > 0 and math.isfinite(total))
+    ):
+        raise ParameterError(
+            f"expected embeddings of one shape, each with a share, and a positive sum; found {sorted(shapes)}, "
+            f"{len(shares)} shares, sum {total:g}"
+        )
+    if len(embeddings) == 1:
+        return embeddings[0]
+    weights = np.asarray(shares, np.float64) / total
+    return np.asarray(np.tensordot(weights, np.stack(embeddings), axes=1), np.float32)
+
+
+def join_encoders(rule: str, encoders: Sequence[tuple[Array, Array, Array | None]]) -> Array:
+    """The context of several text encoders (SDXL): each is weighted by itself, then they are joined along the width.
+
+    The pooled text is not weighted, by any of these programs.
+
+    Args:
+        rule: one of :data:`RULES`.
+        encoders: for each, in order, (embeddings, weights, empty) as in :func:`apply_weights`.
+
+    Returns:
+        float32 ``[n * 77, sum of widths]``.
+    """
+    weighted = [apply_weights(rule, *encoder) for encoder in encoders]
+    lengths = {len(context) for context in weighted}
+    if len(lengths) != 1:
+        raise ParameterError(
+            f"the encoders have {sorted(lengths)} tokens; make their chunks equally many (prompt.equalize)"
+        )
+    return np.concatenate(weighted, axis=1)

@@ -1,8 +1,10 @@
 """Samplers and schedules on their own: numpy in, numpy out, over any denoiser.
 
-``x = x0 + sigma * noise`` throughout; a denoiser is a function ``(x, sigma) -> estimate of x0``. See docs/sampling.md.
+``x = x0 + sigma * noise``, or ``(1 - sigma) * x0 + sigma * noise`` for a flow; a denoiser is a function
+``(x, sigma) -> estimate of x0``. See docs/sampling.md.
 """
 
+from sdengine._core import NoiseLevels, Prediction, Schedule
 from sdengine.sampling.names import (
     SAMPLER_ALIASES,
     SAMPLERS,
@@ -11,7 +13,13 @@ from sdengine.sampling.names import (
     resolve_names,
 )
 from sdengine.sampling.samplers import Denoiser, sample
-from sdengine.sampling.schedules import sigmas
+from sdengine.sampling.schedules import (
+    PartialRun,
+    dynamic_mu,
+    ensemble_part,
+    partial_run,
+    sigmas,
+)
 
 __all__ = [
     "SAMPLERS",
@@ -19,6 +27,13 @@ __all__ = [
     "SCHEDULES",
     "SCHEDULE_ALIASES",
     "Denoiser",
+    "NoiseLevels",
+    "PartialRun",
+    "Prediction",
+    "Schedule",
+    "dynamic_mu",
+    "ensemble_part",
+    "partial_run",
     "resolve_names",
     "sample",
     "sigmas",

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdengine.families import Family
-from sdengine.loading.networks import autoencoder_kl, clip_text, unet
+from sdengine.loading.networks import (
+    autoencoder_kl,
+    autoencoder_tiny,
+    clip_text,
+    decoder_text,
+    t5_text,
+    unet,
+)
 from sdengine.loading.networks.json_config import Json
 from sdengine.loading.networks.shapes import Shapes
 
@@ -31,11 +38,21 @@ NETWORKS: Mapping[str, Network] = {
     "clip_text": Network(
         clip_text.from_shapes, clip_text.refine, clip_text.check, clip_text.UNTOLD
     ),
+    "decoder_text": Network(
+        decoder_text.from_shapes, decoder_text.refine, decoder_text.check, decoder_text.UNTOLD
+    ),
+    "t5_text": Network(t5_text.from_shapes, t5_text.refine, t5_text.check, t5_text.UNTOLD),
     "autoencoder_kl": Network(
         autoencoder_kl.from_shapes,
         autoencoder_kl.refine,
         autoencoder_kl.check,
         autoencoder_kl.UNTOLD,
+    ),
+    "autoencoder_tiny": Network(
+        autoencoder_tiny.from_shapes,
+        autoencoder_tiny.refine,
+        autoencoder_tiny.check,
+        autoencoder_tiny.UNTOLD,
     ),
 }
 

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sdengine.errors import WeightsError
 from sdengine.families import Family
 from sdengine.loading.networks.checks import check_between, check_divides
-from sdengine.loading.networks.json_config import Json, check_facts, check_options, integer, number
+from sdengine.loading.networks.json_config import (
+    Json,
+    check_facts,
+    check_options,
+    integer,
+    number,
+    numbers,
+)
 from sdengine.loading.networks.shapes import Shapes
 
 _KERNEL = 3
@@ -37,16 +45,18 @@ def from_shapes(shapes: Shapes, family: Family) -> dict[str, Any]:
         "mid_attention": "decoder.mid_block.attentions.0.group_norm.weight" in shapes,
         "scaling_factor": family.latents.scale,
         "shift_factor": family.latents.shift,
+        "latents_mean": list(family.latents.mean),
+        "latents_std": list(family.latents.deviation),
     }
 
 
-UNTOLD = frozenset({"norm_groups", "norm_eps", "scaling_factor", "shift_factor"})
+UNTOLD = frozenset(
+    {"norm_groups", "norm_eps", "scaling_factor", "shift_factor", "latents_mean", "latents_std"}
+)
 """Hyper-parameters that no shape tells."""
 
 _OPTIONS: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),
-    "latents_mean": (None,),
-    "latents_std": (None,),
 }
 """What the native autoencoder computes, in the words of diffusers' AutoencoderKL."""
 
@@ -71,6 +81,8 @@ def refine(config: dict[str, Any], json: Json) -> dict[str, Any]:
         "norm_groups": integer(json, "norm_num_groups", config["norm_groups"]),
         "scaling_factor": number(json, "scaling_factor", config["scaling_factor"]),
         "shift_factor": number(json, "shift_factor", config["shift_factor"]),
+        "latents_mean": numbers(json, "latents_mean", config["latents_mean"]),
+        "latents_std": numbers(json, "latents_std", config["latents_std"]),
     }
 
 
@@ -80,3 +92,13 @@ def check(config: Mapping[str, Any]) -> None:
     check_between("norm_eps", config["norm_eps"], 0, 1)
     check_between("scaling_factor", config["scaling_factor"], 0, 1e6)
     check_between("shift_factor", config["shift_factor"], -1e6, 1e6)
+    for key in ("latents_mean", "latents_std"):
+        if len(config[key]) not in (0, config["latent_channels"]):
+            raise WeightsError(
+                f"{key} has {len(config[key])} values; expected one for each of"
+                f" {config['latent_channels']} channels"
+            )
+        for value in config[key]:
+            check_between(key, value, 0 if key == "latents_std" else -1e6, 1e6)
+    if len(config["latents_mean"]) != len(config["latents_std"]):
+        raise WeightsError("latents_mean is given without latents_std, or the other way round")

@@ -62,3 +62,13 @@ def number(json: Json, key: str, otherwise: float) -> float:
     if type(value) not in (int, float):
         raise WeightsError(f"config.json has {key} = {value!r}; expected a number")
     return float(value)
+
+
+def numbers(json: Json, key: str, otherwise: list[float]) -> list[float]:
+    """The list of numbers under `key`; `otherwise` if it is absent or null."""
+    value = json.get(key)
+    if value is None:
+        return otherwise
+    if not isinstance(value, list) or not all(type(item) in (int, float) for item in value):
+        raise WeightsError(f"config.json has {key} = {value!r}; expected a list of numbers")
+    return [float(item) for item in value]

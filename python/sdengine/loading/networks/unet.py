@@ -16,10 +16,12 @@ _KERNEL = 3
 # `normalization`).
 _GROUPS = 32
 _EPSILON = 1e-5
+_HEAD_WIDTH = 64  # where a family does not fix the number of heads (SD2, SDXL and their relatives)
 
 
 def from_shapes(shapes: Shapes, family: Family) -> dict[str, Any]:
     """The config of the UNet with these parameters."""
+    sizes = family.size_conditioning
     levels = shapes.count("down_blocks.")
     widths = [shapes.length(f"down_blocks.{i}.resnets.0.conv2.bias") for i in range(levels)]
     if not widths:
@@ -41,13 +43,15 @@ def from_shapes(shapes: Shapes, family: Family) -> dict[str, Any]:
         "up_transformer_layers": [
             _depths(shapes, f"up_blocks.{i}", layers[levels - 1 - i] + 1) for i in range(levels)
         ],
-        "attention_heads": [family.attention_heads] * levels,
+        "attention_heads": [
+            family.attention_heads or max(1, width // _HEAD_WIDTH) for width in widths
+        ],
         "cross_attention_dim": _context_width(shapes, transformers),
         "linear_projection": _has_linear_projection(shapes),
         "norm_groups": _GROUPS,
         "norm_eps": _EPSILON,
         "class_embed_dim": _input_width(shapes, "add_embedding.linear_1"),
-        "addition_time_embed_dim": 0,
+        "addition_time_embed_dim": sizes.width if sizes else 0,
         "time_cond_proj_dim": (
             shapes.columns("time_embedding.cond_proj.weight", widths[0])
             if "time_embedding.cond_proj.weight" in shapes
@@ -147,12 +151,16 @@ def refine(config: dict[str, Any], json: Json) -> dict[str, Any]:
     )
     if config["cross_attention_dim"]:  # diffusers writes a default where there is no attention
         check_facts(json, {"cross_attention_dim": config["cross_attention_dim"]})
+    if config["class_embed_dim"]:
+        check_facts(json, {"projection_class_embeddings_input_dim": config["class_embed_dim"]})
     return {
         **config,
         "attention_heads": _attention_heads(json, config),
         "norm_groups": integer(json, "norm_num_groups", config["norm_groups"]),
         "norm_eps": number(json, "norm_eps", config["norm_eps"]),
-        "addition_time_embed_dim": integer(json, "addition_time_embed_dim", 0),
+        "addition_time_embed_dim": integer(
+            json, "addition_time_embed_dim", config["addition_time_embed_dim"]
+        ),
     }
 
 

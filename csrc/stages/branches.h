@@ -1,0 +1,40 @@
+// The conditions of a run, and their evaluation in as few batches as possible.
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "stages/runner.h"
+
+namespace sde {
+
+// What the denoiser is given besides latents and time. Every array has N entries, one per picture.
+struct Branch {
+    enum class Role { Positive, Negative, Image };  // Image: the picture without the text
+
+    // `role`: "positive", "negative" or "image"; throws Parameter for another one.
+    static Role parse(const std::string& role);
+
+    Role role = Role::Positive;
+    HostArrays inputs;  // context, class_embedding, ...
+    float weight = 1.0f;
+    HostArray extra_channels;  // [N, E, h, w] behind the latents' channels (inpainting, editing),
+                               // or empty
+};
+
+// One branch's evaluation.
+struct BranchCall {
+    const Branch* branch;
+    std::vector<float>* prediction;  // where the raw prediction goes
+    networks::Options options;
+    HostArrays more_inputs;  // besides the branch's
+};
+
+// Evaluates `calls` for latents x [N, C, h, w]: those whose inputs have equal shapes and whose
+// options are equal in one batch, or each alone when `split` (slower, less memory). Returns the
+// number of branches evaluated.
+int64_t evaluate(Runner& denoiser, const std::vector<BranchCall>& calls, std::span<const float> x,
+                 const Shape& latents, float timestep, bool split, const CancelCheck& cancel);
+
+}  // namespace sde

@@ -1,0 +1,117 @@
+"""From prompts to the branches that the denoiser evaluates at each step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core, prompt
+from .conditioning import Conditioning, class_embedding, stack_texts
+from .errors import ParameterError
+from .families import SizeConditioning
+from .text_encoders import EncodedText
+
+Array = NDArray[np.float32]
+Role = Literal["positive", "negative", "image"]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One evaluation of the denoiser: its inputs besides latents and time, each with N entries."""
+
+    role: Role
+    inputs: Mapping[str, Array]
+    weight: float = 1.0
+    extra_channels: Array | None = None
+    """``[N, E, h, w]``, behind the latents' channels."""
+
+    def native(self) -> _core.Branch:
+        """The same for the native run."""
+        return _core.Branch(self.role, dict(self.inputs), self.weight, self.extra_channels)
+
+
+Phases = list[tuple[int, list[Branch]]]
+"""``(last step, branches)`` in order."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the denoiser is told besides the text; everything may be absent."""
+
+    size_layout: SizeConditioning | None = None
+    sizes: Mapping[str, float] = field(default_factory=dict)
+    negative_sizes: Mapping[str, float] = field(default_factory=dict)
+    guidance_embedding: Array | None = None
+    """``[N, width]``, the strength of guidance for models that were distilled with it."""
+    picture: Array | None = None
+    """``[N, E, h, w]``: what inpainting, editing and depth models read behind the latents."""
+    drops_picture: bool = False
+    """The negative branch reads zeros in place of the picture, and one more branch reads the
+    picture without the text (InstructPix2Pix, Brooks et al. 2023, arXiv 2211.09800)."""
+
+    def inputs(self, context: Array, pooled: Array | None, negative: bool) -> dict[str, Array]:
+        """The denoiser's inputs by name."""
+        given = {"context": context}
+        if self.size_layout is not None:
+            if pooled is None:
+                raise ParameterError(
+                    "this model reads the whole text as one vector too; give the conditioning that"
+                    " its own encode_prompt() returns"
+                )
+            sizes = self.negative_sizes if negative else self.sizes
+            given["class_embedding"] = class_embedding(pooled, sizes, self.size_layout)
+        if self.guidance_embedding is not None:
+            given["guidance_embedding"] = self.guidance_embedding
+        return given
+
+
+def from_script(
+    script: prompt.Script,
+    encoded: Mapping[prompt.Text, EncodedText],
+    told: Told,
+    guided: bool,
+) -> Phases:
+    """The branches of every phase of a script; without negative ones if not `guided`."""
+
+    def of_texts(texts: Sequence[prompt.Text], negative: bool) -> dict[str, Array]:
+        context, pooled = stack_texts([encoded[text] for text in texts])
+        return told.inputs(context, pooled, negative)
+
+    phases: Phases = []
+    for phase in script.phases:
+        positive = [(of_texts(part.texts, False), part.weight) for part in phase.parts]
+        negative = of_texts(phase.negatives, True) if guided else None
+        phases.append((phase.until_step, _branches(positive, negative, told)))
+    return phases
+
+
+def from_conditioning(cond: Conditioning, steps: int, told: Told, guided: bool) -> Phases:
+    """The branches of a run that reads one conditioning from its first step to its last."""
+    negative = None
+    if guided:
+        if cond.negative_context is None:
+            raise ParameterError(
+                "guidance needs a negative conditioning; encode a negative prompt too, or set guidance_scale=1"
+            )
+        negative = told.inputs(cond.negative_context, cond.negative_pooled, True)
+    positive = [(told.inputs(cond.context, cond.pooled, False), 1.0)]
+    return [(steps, _branches(positive, negative, told))]
+
+
+def _branches(
+    positive: list[tuple[dict[str, Array], float]],
+    negative: dict[str, Array] | None,
+    told: Told,
+) -> list[Branch]:
+    branches = [Branch("positive", inputs, weight, told.picture) for inputs, weight in positive]
+    if negative is None:
+        return branches
+    nothing = told.picture
+    if told.picture is not None and told.drops_picture:
+        branches.append(Branch("image", negative, extra_channels=told.picture))
+        nothing = np.zeros_like(told.picture)
+    return [*branches, Branch("negative", negative, extra_channels=nothing)]

@@ -1,0 +1,176 @@
+"""The options of a generation, in one place for ``generate``, ``start`` and the command line."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .conditioning import Conditioning
+from .errors import NumericError, ParameterError
+from .guidance import Guidance
+from .images import ImageLike
+
+Texts = str | Sequence[str]
+Array = NDArray[np.float32]
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Options of :meth:`sdengine.Pipeline.generate` and :meth:`sdengine.Pipeline.start`.
+
+    Without one, or with None, the model's own default is taken.
+    """
+
+    width: int | None
+    """Pixels, a multiple of 8; of the given image where there is one."""
+    height: int | None
+    """Pixels, a multiple of 8."""
+    steps: int | None
+    """1 to 1000."""
+    guidance_scale: float | Sequence[float] | None
+    """Strength of classifier-free guidance, one for all steps or one for each; 1 turns it off and halves the work.
+    For models that were distilled with guidance the number they read."""
+    true_cfg_scale: float | Sequence[float] | None
+    """Classifier-free guidance beside `guidance_scale` for models that were distilled to read that as an input (LCM,
+    FLUX.1 dev); 1 is off."""
+    guidance_rescale: float | None
+    """0..1, pulls the guided result's contrast back (Lin et al. 2023); 0.7 suits zero-terminal-SNR models."""
+    image_guidance_scale: float | None
+    """How closely an editing model keeps to the given image (InstructPix2Pix; 1.5)."""
+    guidance: Guidance | None
+    """Further kinds of guidance, see docs/guidance.md."""
+    sampler: str | None
+    """A name from :mod:`sdengine.sampling`, in the spelling of any program people use."""
+    schedule: str | None
+    """A step schedule from :mod:`sdengine.sampling`."""
+    sigmas: Sequence[float] | None
+    """Noise levels of your own, falling; instead of `steps` and `schedule`."""
+    timesteps: Sequence[int] | None
+    """Training timesteps of your own, falling; instead of `steps` and `schedule`."""
+    eta: float | None
+    """Noise of ancestral samplers, 0 for none; None is the sampler's own."""
+    s_noise: float
+    """Scale of the noise that samplers add (1)."""
+    s_churn: float
+    """Noise before each step of euler, heun and dpm2 over the whole run (Karras et al. 2022); 0 for none."""
+    s_tmin: float
+    """Lowest noise level that `s_churn` applies to."""
+    s_tmax: float
+    """Highest noise level that `s_churn` applies to."""
+    brownian: bool | None
+    """Noise of a Brownian path instead of fresh noise at each step; None is as the sampler's users know it."""
+    order: int | None
+    """Order of multistep samplers (unipc, deis, lms, ipndm); None is their own."""
+    seed: int | None
+    """Of the first picture, the next ones get ``seed + 1``, ...; None takes a random one."""
+    batch_size: int | None
+    """Pictures to make, 1 to 64; None is one for each prompt."""
+    noise: str | None
+    """Whose generator: ``"torch-cpu"`` or ``"torch-cuda"``, see :func:`sdengine.random.normal`."""
+    variation_seed: int | None
+    """Seed of a second noise that `variation_strength` mixes in (A1111's subseed)."""
+    variation_strength: float
+    """0..1: 0 is the noise of `seed`, 1 that of `variation_seed`, spherical interpolation between."""
+    compat: str | None
+    """Conventions of ``"diffusers"``, ``"comfyui"`` or ``"a1111"``: noise, weighting, start; see docs/compat.md."""
+    clip_skip: int | None
+    """1 takes the text encoders' last layer, 2 the one before."""
+    weighting: str | None
+    """Prompt weighting rule: ``"a1111"``, ``"comfyui"``, ``"compel"`` or ``"diffusers"``, see docs/prompts.md."""
+    prompt_2: Texts | None
+    """What the second text encoder reads (SDXL); None is `prompt`."""
+    negative_prompt_2: Texts | None
+    """The same for the negative prompt."""
+    conditioning: Conditioning | None
+    """What :meth:`sdengine.Pipeline.encode_prompt` returned, instead of prompts."""
+    sizes: Mapping[str, float] | None
+    """What an SDXL class model is told about the picture: ``original_height``, ``original_width``, ``crop_top``,
+    ``crop_left``, ``target_height``, ``target_width`` (pixels), ``aesthetic_score`` (refiner; 6)."""
+    negative_sizes: Mapping[str, float] | None
+    """The same beside the negative prompt; as `sizes`, but for the aesthetic score of 2.5."""
+    image: ImageLike | Sequence[ImageLike] | None
+    """A picture to start from, to edit or to repaint; one, or one per picture of the batch."""
+    mask: ImageLike | Sequence[ImageLike] | None
+    """What to repaint: white is changed, black stays exactly, grey blends."""
+    depth: ImageLike | Sequence[ImageLike] | None
+    """The depth map that a depth model follows; near is bright."""
+    strength: float | None
+    """0..1, how much of `image` is changed."""
+    resize_mode: str
+    """How given pictures are brought to size: ``"crop"``, ``"stretch"``, ``"fill"`` or ``"pad"``."""
+    denoising_start: float | None
+    """0..1: the part of the noise schedule that another model has done; `latents` is its result."""
+    denoising_end: float | None
+    """0..1: stop there, for another model to go on."""
+    latents: Array | None
+    """Start noise of standard deviation 1, float32 ``[N, C, h, w]``, instead of the seed's; with `denoising_start`
+    the state that the first model left."""
+    seamless: str
+    """Opposite edges join: ``"x"``, ``"y"`` or ``"xy"``."""
+    tile: int | None
+    """Side of the autoencoder's tiles in latents; 0 for one piece, None to decide by size."""
+
+
+DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(GenerateOptions.__annotations__),
+    "s_noise": 1.0,
+    "s_churn": 0.0,
+    "s_tmin": 0.0,
+    "s_tmax": math.inf,
+    "variation_strength": 0.0,
+    "resize_mode": "crop",
+    "seamless": "",
+}
+
+
+def filled(options: Mapping[str, Any]) -> dict[str, Any]:
+    """All options, those that were not given at their default.
+
+    Raises:
+        ParameterError: an option has another name.
+    """
+    for name in options:
+        if name not in DEFAULTS:
+            near = difflib.get_close_matches(name, DEFAULTS, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ParameterError(f"there is no option {name!r}{hint}")
+    return {**DEFAULTS, **options}
+
+
+def texts(name: str, value: Texts) -> list[str]:
+    """One text or several as a list.
+
+    Raises:
+        ParameterError: it is something else.
+    """
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, list | tuple) or not listed:
+        raise ParameterError(f"{name} must be a text or a list of texts, not {value!r}")
+    if not all(isinstance(text, str) for text in listed):
+        raise ParameterError(f"{name} must be a text or a list of texts, not {value!r}")
+    return list(listed)
+
+
+def checked_latents(name: str, value: Any) -> Array:
+    """Latents as the native core takes them.
+
+    Raises:
+        ParameterError: not an array ``[N, C, h, w]`` of real numbers.
+        NumericError: it holds NaN or infinity.
+    """
+    try:
+        given = np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        raise ParameterError(f"{name} must be an array of numbers: {error}") from None
+    if given.dtype.kind not in "fiu":
+        raise ParameterError(f"{name} must be an array of real numbers, not of {given.dtype}")
+    array = np.ascontiguousarray(given, np.float32)
+    if array.ndim != 4 or 0 in array.shape:
+        raise ParameterError(f"{name} must have the shape [N, C, h, w], not {list(array.shape)}")
+    if not np.isfinite(array).all():
+        raise NumericError(f"{name} holds NaN or infinity")
+    return array

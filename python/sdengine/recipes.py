@@ -1,0 +1,195 @@
+"""What the publishers of accelerated and special models say to sample them with.
+
+Tensors cannot tell an SDXL-Lightning from an SDXL: the file's name, its metadata or the name of a LoRA must. The rows
+are :data:`RECIPES`; docs/recipes.md is the same as a table.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from sdengine.families.settings import Defaults, Prediction
+from sdengine.recipe_table import RECIPES, Recipe
+
+__all__ = ["RECIPES", "Recipe", "defaults_of", "find_recipe", "prediction_of", "unwise"]
+
+_SUFFIX = re.compile(r"\.(safetensors|gguf|ckpt|pt|pth|bin|sft)$", re.IGNORECASE)
+_STEPS = re.compile(r"\b(\d{1,2}) ?steps?\b")
+
+SPREAD_SCHEDULES = (
+    *("karras", "exponential", "polyexponential", "kl_optimal"),
+    *("ays", "ays_sdxl", "gits"),
+)
+"""Schedules that crowd their steps at low noise, where few-step models were never trained."""
+
+CONSISTENCY_SAMPLERS = ("lcm", "tcd")
+"""Samplers that jump to the estimate and add fresh noise: right only where one evaluation is enough."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The settings that are judged."""
+
+    steps: int
+    guidance: float
+    sampler: str
+    schedule: str
+    width: int
+    height: int
+
+
+def find_recipe(family: str, *names: str) -> Recipe | None:
+    """The recipe that a name asks for.
+
+    Words are told apart by punctuation, spaces and a change to upper case: ``v40Lightning`` and
+    ``sdxl_lightning_4step`` say Lightning, ``turboprop`` does not say Turbo. A number of steps in the name is taken
+    over where the publisher released a model for it.
+
+    Args:
+        family: name of the model's family.
+        names: file names or stems, titles from metadata, names of LoRAs, in any order; empty ones are passed over.
+
+    Returns:
+        The first row of :data:`RECIPES` that fits any of the names; None when no row does.
+    """
+    spoken = [words for words in map(_words, names) if words]
+    for recipe in RECIPES:
+        if family not in recipe.families:
+            continue
+        for words in spoken:
+            if any(re.search(rf"\b(?:{pattern})\b", words) for pattern in recipe.patterns):
+                return _with_count(recipe, words)
+    return None
+
+
+def defaults_of(recipe: Recipe, defaults: Defaults) -> Defaults:
+    """The family's defaults with everything that the recipe decides. A user's own values still come first."""
+    return replace(
+        defaults,
+        steps=recipe.steps,
+        guidance=recipe.guidance,
+        sampler=recipe.sampler,
+        schedule=recipe.schedule or defaults.schedule,
+        timesteps=recipe.timesteps,
+        eta=recipe.eta,
+        width=recipe.width or defaults.width,
+        height=recipe.height or defaults.height,
+    )
+
+
+def prediction_of(recipe: Recipe | None, prediction: Prediction) -> Prediction:
+    """What the denoiser predicts: the recipe's, or `prediction` where it does not say."""
+    return recipe.prediction if recipe is not None and recipe.prediction else prediction
+
+
+def unwise(
+    recipe: Recipe | None,
+    family: str,
+    *,
+    steps: int,
+    guidance: float,
+    sampler: str,
+    schedule: str,
+    width: int,
+    height: int,
+    zero_terminal_snr: bool = False,
+) -> list[str]:
+    """What is known to go wrong with these settings, each with what to use instead.
+
+    Args:
+        recipe: of the model, or None.
+        family: name of the model's family, for models without a recipe.
+        steps: number of steps.
+        guidance: scale of classifier-free guidance; 0 and 1 are none.
+        sampler: sdengine's name of the sampler.
+        schedule: sdengine's name of the schedule; ``"explicit"`` for timesteps or sigmas that were given.
+        width: pixels.
+        height: pixels.
+        zero_terminal_snr: the first step is pure noise.
+
+    Returns:
+        Texts for :class:`sdengine.UnwiseWarning`, none for settings without known trouble.
+    """
+    run = _Run(steps, guidance, sampler, schedule, width, height)
+    found = [] if recipe is None else [*recipe.warnings, *_against_recipe(recipe, run)]
+    title = family if recipe is None else recipe.title
+    if sampler in CONSISTENCY_SAMPLERS and (recipe is None or not recipe.few_steps):
+        found.append(
+            f"{title} was not distilled to a consistency model, and the sampler {sampler} blurs its pictures; "
+            f"use {'euler_a or dpm++2m' if recipe is None else recipe.sampler}, or load an LCM or TCD LoRA"
+        )
+    if zero_terminal_snr and schedule in ("ays", "ays_sdxl", "gits"):
+        found.append(
+            f"the schedule {schedule} starts at sigma 14.6, but this model was trained from pure noise "
+            "(zero terminal SNR); use trailing or sgm_uniform"
+        )
+    return found
+
+
+def _against_recipe(recipe: Recipe, run: _Run) -> list[str]:
+    """Where a run leaves what the publisher trained for."""
+    found = []
+    if recipe.guidance_limit is not None and run.guidance > recipe.guidance_limit:
+        found.append(
+            f"{recipe.title} burns its pictures at guidance {run.guidance:g}; use {recipe.guidance:g}, "
+            f"at most {recipe.guidance_limit:g}"
+        )
+    if recipe.steps_range is not None:
+        low, high = recipe.steps_range
+        if not low <= run.steps <= high:
+            allowed = str(low) if low == high else f"{low} to {high}"
+            found.append(
+                f"{recipe.title} is made for {allowed} steps, not {run.steps}; use {recipe.steps}"
+            )
+    if complaint := _about_schedule(recipe, run.schedule):
+        found.append(complaint)
+    if recipe.max_side is not None and max(run.width, run.height) > recipe.max_side:
+        found.append(
+            f"{recipe.title} repeats its subject at {run.width}x{run.height}; use {recipe.width}x{recipe.height}"
+        )
+    if recipe.fixed_size and (run.width, run.height) != (recipe.width, recipe.height):
+        found.append(
+            f"{recipe.title} works at {recipe.width}x{recipe.height} only, not {run.width}x{run.height}"
+        )
+    return found
+
+
+def _about_schedule(recipe: Recipe, schedule: str) -> str | None:
+    if schedule in ("explicit", recipe.schedule):
+        return None
+    instead = "the model's own" if recipe.schedule is None else recipe.schedule
+    if recipe.schedules and schedule not in recipe.schedules:
+        return (
+            f"{recipe.title} knows only the noise levels it was distilled at, and the schedule {schedule} misses them; "
+            f"use {instead}"
+        )
+    if recipe.few_steps and schedule in SPREAD_SCHEDULES:
+        return (
+            f"the schedule {schedule} spends the few steps of {recipe.title} at noise levels it does not know; "
+            f"use {instead}"
+        )
+    return None
+
+
+def _words(name: str) -> str:
+    """A name as lower-case words with single spaces."""
+    text = _SUFFIX.sub("", name.strip())
+    text = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", text)
+    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+def _with_count(recipe: Recipe, words: str) -> Recipe:
+    """The recipe for the number of steps that the name says, if it was published for that number."""
+    found = _STEPS.search(words)
+    count = int(found[1]) if found else 0
+    if count not in recipe.counts:
+        return recipe
+    return replace(
+        recipe,
+        name=f"{recipe.name}-{count}",
+        title=f"{recipe.title}, {count} step{'s' if count > 1 else ''}",
+        steps=count,
+        guidance=dict(recipe.guidance_by_count).get(count, recipe.guidance),
+        steps_range=(count, count) if recipe.exact else recipe.steps_range,
+    )
