@@ -19,9 +19,11 @@ from .conditioning import Conditioning, stack_texts
 from .devices import open_device
 from .errors import ParameterError
 from .events import Callback
+from .families import TextUse
 from .loading import ModelPlan, plan_model
 from .loading.plan import Autoencoders
 from .loading.text_parts import TextEncoders as TextEncoderPaths
+from .loading.tokenizer_source import LAYOUTS
 from .loading.weight_types import check_type
 from .options import GenerateOptions, Texts, checked_latents, texts
 from .params import SEAMLESS, size_values
@@ -29,8 +31,9 @@ from .recipes import Recipe, defaults_of, find_recipe, prediction_of
 from .results import Result
 from .run import Run
 from .stores import make_store
-from .text_encoders import ClipEncoder, TextEncoders
-from .tokenizers import ClipTokenizer, load_clip_tokenizer
+from .text_encoders import ClipEncoder, Encoder, LanguageModelEncoder, TextEncoders
+from .tokenizers import ClipTokenizer, load_clip_tokenizer, load_text_tokenizer
+from .tokenizers.text import TextTokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -91,16 +94,7 @@ class Pipeline:
         }
         self._device = open_device(source.device, source.threads)
         self.text_encoders = TextEncoders(
-            [
-                ClipEncoder(
-                    plan.components[use.component],
-                    use,
-                    self._tokenizer(use.component),
-                    self._device,
-                    weight_type,
-                )
-                for use in plan.family.text
-            ]
+            [self._text_encoder(use, weight_type) for use in plan.family.text]
         )
         self.vae = Autoencoder(
             plan.components["vae"], plan.latents.factor, self._device, weight_type
@@ -114,21 +108,33 @@ class Pipeline:
         )
         self._running: set[_core.CancelToken] = set()
 
-    def _tokenizer(self, encoder: str) -> ClipTokenizer:
+    def _text_encoder(self, use: TextUse, weight_type: str | None) -> Encoder[Any]:
+        part, found = self.plan.components[use.component], self.plan.tokenizers[use.component]
         given = self.source.tokenizer
+        if found.kind in LAYOUTS:
+            layout = LAYOUTS[found.kind]
+            if isinstance(given, ClipTokenizer):
+                raise ParameterError(f"{self.plan.title} does not read with a CLIP tokenizer")
+            words = (
+                found.open_text()
+                if given is None
+                else load_text_tokenizer(Path(given), layout.added)
+            )
+            return LanguageModelEncoder(part, use, words, layout, self._device, weight_type)
         if isinstance(given, ClipTokenizer):
-            return given
-        if given is not None:
-            return load_clip_tokenizer(Path(given))
-        return self.plan.tokenizers[encoder].open()
+            tokenizer = given
+        else:
+            tokenizer = found.open() if given is None else load_clip_tokenizer(Path(given))
+        return ClipEncoder(part, use, tokenizer, self._device, weight_type)
 
     def __repr__(self) -> str:
         return f"<sdengine.Pipeline {self.plan.title} from {str(self.plan.path)!r}>"
 
     @property
-    def tokenizer(self) -> ClipTokenizer:
+    def tokenizer(self) -> ClipTokenizer | TextTokenizer:
         """The tokenizer of the first text encoder."""
-        return self.text_encoders.encoders[0].tokenizer
+        first: ClipTokenizer | TextTokenizer = self.text_encoders.encoders[0].tokenizer
+        return first
 
     @property
     def graphs_built(self) -> dict[str, int]:

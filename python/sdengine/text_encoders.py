@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from .families import TextUse
 from .loading import ComponentPlan
 from .stores import make_store
 from .tokenizers import ClipTokenizer
+from .tokenizers.padding import PaddedTokens, PromptFormat, pad_prompts
+from .tokenizers.text import TextTokenizer
 
 Array = NDArray[np.float32]
 Ids = NDArray[np.int32]
@@ -39,16 +41,55 @@ class EncodedText:
     pooled: Array | None = None
 
 
+class Reading(Protocol):
+    """A text as an encoder reads it."""
+
+    @property
+    def length(self) -> int:
+        """Number of chunks."""
+
+    def padded(self, count: int) -> Any:
+        """The same with `count` chunks."""
+
+
+R = TypeVar("R", bound=Reading)
+
+
+class Encoder(Protocol[R]):
+    """A text encoder with its tokenizer."""
+
+    use: TextUse
+    tokenizer: Any
+    network: _core.Network
+
+    def read(self, text: str, weighting: str) -> R:
+        """A text, in the notation of a weighting rule."""
+
+    def encode(
+        self,
+        readings: Sequence[R],
+        clip_skip: int | None,
+        weighting: str,
+        cancel: _core.CancelToken | None,
+    ) -> list[EncodedText]:
+        """Texts of equal length as the denoiser reads them."""
+
+
 @dataclass
-class Reading:
-    """A text as chunks of tokens; compel's rule mixes several versions of it, by their shares."""
+class ClipReading:
+    """Chunks of tokens; compel's rule mixes several versions of a text, by their shares."""
 
     chunks: list[prompt.Chunks]
     shares: list[float] = field(default_factory=lambda: [1.0])
 
-    def padded(self, count: int) -> Reading:
+    @property
+    def length(self) -> int:
+        """Chunks of the longest version."""
+        return max(map(len, self.chunks))
+
+    def padded(self, count: int) -> ClipReading:
         """The same with `count` chunks each."""
-        return Reading([c.padded(count) for c in self.chunks], self.shares)
+        return ClipReading([c.padded(count) for c in self.chunks], self.shares)
 
 
 class ClipEncoder:
@@ -74,15 +115,15 @@ class ClipEncoder:
             plan.kind, dict(plan.config), make_store(plan, weight_type), device
         )
 
-    def read(self, text: str, weighting: str) -> Reading:
+    def read(self, text: str, weighting: str) -> ClipReading:
         """A text as rows of tokens, in the notation of a weighting rule."""
         if weighting == "diffusers":
             literal = prompt.literal(text)
-            return Reading([prompt.chunk(self.tokenizer, literal, max_chunks=1, truncate=True)])
+            return ClipReading([prompt.chunk(self.tokenizer, literal, max_chunks=1, truncate=True)])
         segments = prompt.parse(text, weighting)
         others = prompt.downweighted(segments) if weighting == "compel" else []
         keep_whole = COMFYUI_KEEPS_WHOLE if weighting == "comfyui" else 0
-        return Reading(
+        return ClipReading(
             [
                 prompt.chunk(self.tokenizer, each, keep_whole=keep_whole)
                 for each in (segments, *(other for other, _ in others))
@@ -92,7 +133,7 @@ class ClipEncoder:
 
     def encode(
         self,
-        readings: Sequence[Reading],
+        readings: Sequence[ClipReading],
         clip_skip: int | None,
         weighting: str,
         cancel: _core.CancelToken | None,
@@ -144,10 +185,74 @@ class ClipEncoder:
         return np.asarray(ends + np.arange(len(ids)) * ids.shape[1], np.int32)
 
 
+@dataclass
+class WholeReading:
+    """A text that a language model reads whole, in the family's own layout."""
+
+    tokens: PaddedTokens
+    length: int = 1
+
+    def padded(self, count: int) -> WholeReading:
+        """Itself: its layout has padded it."""
+        return self
+
+
+class LanguageModelEncoder:
+    """A language model, read as its family reads it. Prompts are cut at the layout's length."""
+
+    def __init__(
+        self,
+        plan: ComponentPlan,
+        use: TextUse,
+        tokenizer: TextTokenizer,
+        layout: PromptFormat,
+        device: _core.Device,
+        weight_type: str | None = None,
+    ) -> None:
+        self.config: Mapping[str, Any] = plan.config
+        self.use, self.tokenizer, self.layout = use, tokenizer, layout
+        self.network = _core.Network(
+            plan.kind, dict(plan.config), make_store(plan, weight_type), device
+        )
+
+    def read(self, text: str, weighting: str) -> WholeReading:
+        """A text without its weights: these models know none, so brackets and weights are dropped.
+
+        With ``"diffusers"`` the text is taken as it stands.
+        """
+        if weighting != "diffusers":
+            text = " ".join(s.text.strip() for s in prompt.parse(text, weighting)).strip()
+        return WholeReading(pad_prompts(self.tokenizer, [text], self.layout))
+
+    def encode(
+        self,
+        readings: Sequence[WholeReading],
+        clip_skip: int | None,
+        weighting: str,
+        cancel: _core.CancelToken | None,
+    ) -> list[EncodedText]:
+        """Texts to contexts ``[length, width]`` and, where the family pools, the last token's state."""
+        if clip_skip is not None:
+            raise ParameterError("clip_skip is for CLIP text encoders; this model has none")
+        options = {
+            "skip": self.use.skip,
+            "final_norm": int(self.use.final_norm),
+            "last": int(self.use.pooled),
+        }
+        encoded = []
+        for reading in readings:  # one by one: a language model's states are large
+            tokens = reading.tokens
+            inputs = {"ids": tokens.ids, "positions": tokens.positions, "mask": tokens.mask}
+            made = self.network.run(inputs, options, cancel)
+            pooled = made["last"][0] if self.use.pooled else None
+            encoded.append(EncodedText(made["hidden"][0], pooled))
+        return encoded
+
+
 class TextEncoders:
     """All text encoders of a model."""
 
-    def __init__(self, encoders: Sequence[ClipEncoder]) -> None:
+    def __init__(self, encoders: Sequence[Encoder[Any]]) -> None:
         self.encoders = tuple(encoders)
 
     @property
@@ -198,7 +303,7 @@ class TextEncoders:
             [encoder.read(text[i], weighting) for text in unique]
             for i, encoder in enumerate(self.encoders)
         ]
-        count = max(len(c) for column in columns for reading in column for c in reading.chunks)
+        count = max(reading.length for column in columns for reading in column)
         parts = [
             encoder.encode([r.padded(count) for r in column], clip_skip, weighting, cancel)
             for encoder, column in zip(self.encoders, columns, strict=True)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import sdengine
-from tests.unet_models import tiny_folder
+from tests.unet_models import tiny_folder, tiny_kolors_folder
 
 from .conftest import relative_error
 
@@ -29,7 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
     def get(name: str, **options: Any) -> Path:
         if name not in made:
-            made[name] = tiny_folder(tmp_path_factory.mktemp(name) / "model", name, seed=3)
+            write = tiny_kolors_folder if name == "kolors" else tiny_folder
+            arguments = (name,) if write is tiny_folder else ()
+            made[name] = write(tmp_path_factory.mktemp(name) / "model", *arguments, seed=3)
         return made[name]
 
     return get
@@ -332,3 +334,18 @@ def test_base_and_refiner_as_one_call_and_as_two(folder: Folders) -> None:
     check(second, expected)
     one = base.generate(PROMPT, NEGATIVE, refiner=refiner, denoising_end=0.6, **options)
     assert relative_error(one.latents, second.latents) <= 1e-6
+
+
+# ------------------------------ Kolors
+def test_kolors(folder: Folders) -> None:
+    path = folder("kolors")
+    expected = reference(
+        path,
+        "KolorsPipeline",
+        negative_prompt=NEGATIVE,
+        num_inference_steps=8,
+        guidance_scale=5.0,
+        **SIZE,
+    )
+    options = {"steps": 8, "guidance_scale": 5.0, "seed": SEED, "sampler": "euler", **SIZE}
+    check(sdengine.load(path).generate(PROMPT, NEGATIVE, **options), expected)
