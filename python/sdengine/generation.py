@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float32]
 
-# How much of a given picture is changed where the caller does not say: image to image as A1111 and stable-diffusion.cpp
-# have it, repainting and refining as diffusers' pipelines.
-STRENGTH, REPAINT_STRENGTH = 0.75, 1.0
 REFINER_TAKES_OVER = 0.8
 """Part of the noise schedule that SDXL's base does (Podell et al. 2023, and diffusers' documentation)."""
 
@@ -71,12 +68,8 @@ def begin(
     with pipeline.running(token):
         steps = plan_steps(plan, parameters)
         beginning = Beginning(plan, pipeline.vae, parameters, steps, token)
-        if parameters.denoising_start is not None and pictures.image is None:
-            if latents is None:
-                raise ParameterError(
-                    "denoising_start goes on from another model's result: give it as latents= or image="
-                )
-            start = beginning.from_state(latents)
+        if parameters.denoising_start is not None and latents is not None:
+            start = beginning.from_state(pictures, latents)
         else:
             start = beginning.from_noise(pictures, latents)
         facts = told(
@@ -128,9 +121,9 @@ def _read_pictures(plan: ModelPlan, given: dict[str, Any]) -> Pictures:
     width, height = given["width"] or plan.defaults.width, given["height"] or plan.defaults.height
     pictures = Pictures.read(image, mask, depth, width, height, mode)
     if given["strength"] is None:
-        usual = STRENGTH
-        changes = mask is not None or plan.task in ("inpaint", "edit") or image is None
-        given["strength"] = REPAINT_STRENGTH if changes else usual
+        whole = image is None or mask is not None or plan.task in ("inpaint", "edit")
+        whole |= given["denoising_start"] is not None
+        given["strength"] = 1.0 if whole else plan.defaults.strength
     return pictures
 
 
@@ -199,25 +192,23 @@ def _phases(
     token: _core.CancelToken,
 ) -> Phases:
     """Encode what the prompts say, and lay it out over the steps."""
-    guided = parameters.guidance.needs_negative or _core.reads_unguided(parameters.sampler)
-    count = parameters.batch_size
+    guidance, count = parameters.guidance, parameters.batch_size
+    guided = guidance.needs_negative or _core.reads_unguided(parameters.sampler)
+    guided |= facts.drops_picture and guidance.image_scale != 1.0
     if conditioning is not None:
         return branches.from_conditioning(conditioning.repeat(count), steps, facts, guided)
     encoders = pipeline.text_encoders
     positives = encoders.pair(parameters.prompt, parameters.prompt_2, count)
-    negatives: list[Text] = [()] * count
-    if guided:
-        negatives = pipeline.negatives(
-            parameters.negative_prompt, parameters.negative_prompt_2, count
-        )
+    negatives = pipeline.negatives(parameters.negative_prompt, parameters.negative_prompt_2, count)
     script = write_script(positives, negatives, steps, parameters.weighting)
     if script.loras:
         names = ", ".join(tag.name for tag in script.loras)
         raise ParameterError(
             f"the prompt asks for the LoRA {names}, and adapters are not supported yet; remove the tag"
         )
+    guided |= script.composes
     encoded: dict[Text, EncodedText] = encoders.encode(
-        script.texts,
+        script.texts(guided),
         clip_skip=parameters.clip_skip,
         weighting=parameters.weighting,
         cancel=token,

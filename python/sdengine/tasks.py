@@ -129,15 +129,25 @@ class Beginning:
         ]
         self.source = _core.NormalSource(noise_seeds(parameters), parameters.noise)
 
-    def from_state(self, latents: Array) -> Start:
+    def from_state(self, pictures: Pictures, latents: Array) -> Start:
         """Go on from a state that another run left."""
+        self._check_pictures(pictures)
         self._check_shape(latents)
-        return Start(latents, self._noise_state())
+        return Start(latents, self._noise_state(), self._picture(pictures))
 
     def from_noise(self, pictures: Pictures, latents: Array | None) -> Start:
         """Begin with noise, with a picture (image to image), or with a part of one (inpainting)."""
         task, whole = self.plan.task, self.parameters.strength == 1.0
         self._check_pictures(pictures)
+        if pictures.image is None and not self.plan.family.starts_from_noise:
+            raise ParameterError(
+                f"{self.plan.title} improves what another model made: give image=, or latents= and"
+                " denoising_start=, or give this model as refiner= to the other one's generate()"
+            )
+        if pictures.image is None and self.parameters.denoising_start is not None:
+            raise ParameterError(
+                "denoising_start goes on from another model's result: give it as latents= or image="
+            )
         inpaints = pictures.mask is not None and task != "inpaint"
         original = None
         if (

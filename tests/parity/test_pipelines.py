@@ -336,6 +336,16 @@ def test_base_and_refiner_as_one_call_and_as_two(folder: Folders) -> None:
     assert relative_error(one.latents, second.latents) <= 1e-6
 
 
+def test_a_refiner_needs_something_to_refine(folder: Folders) -> None:
+    refiner = sdengine.load(folder("refiner"))
+    with pytest.raises(
+        sdengine.ParameterError, match=r"give image=, or latents= and denoising_start="
+    ):
+        refiner.generate(PROMPT, steps=2, **SIZE)
+    with pytest.raises(sdengine.ParameterError, match=r"latents= or image="):
+        sdengine.load(folder("sdxl")).generate(PROMPT, steps=2, denoising_start=0.5, **SIZE)
+
+
 # ------------------------------ Kolors
 def test_kolors(folder: Folders) -> None:
     path = folder("kolors")

@@ -16,7 +16,9 @@ def test_a_plain_prompt_is_one_phase() -> None:
     script = one("a cat", "blurry")
     assert script.phases == (Phase(4, (Part((("a cat",),)),), (("blurry",),)),)
     assert script.loras == ()
-    assert script.texts == [("blurry",), ("a cat",)]
+    assert script.texts() == [("blurry",), ("a cat",)]
+    assert script.texts(negatives=False) == [("a cat",)]
+    assert not script.composes
 
 
 def test_schedules_of_prompt_and_negative_prompt_are_merged() -> None:
@@ -31,6 +33,7 @@ def test_the_sides_of_and_keep_their_weights_and_schedules() -> None:
         [("a", 1.0), ("c", 0.5)],
         [("b", 1.0), ("c", 0.5)],
     ]
+    assert script.composes
     assert [p.until_step for p in script.phases] == [2, 4]
 
 
@@ -38,7 +41,7 @@ def test_lora_tags_are_taken_out_once() -> None:
     script = write_script([("a <lora:x:0.3>", "b <lora:x:0.3>"), ("c", "d")], [(), ()], 2, "a1111")
     assert script.loras == (LoraTag("x", 0.3, 0.3),)
     assert script.phases[0].parts[0].texts == (("a ", "b "), ("c", "d"))
-    assert script.texts == [("a ", "b "), ("c", "d")]  # the empty tuple is no text
+    assert script.texts() == [("a ", "b "), ("c", "d")]  # the empty tuple is no text
 
 
 def test_every_text_encoder_has_its_own_schedule() -> None:
@@ -51,11 +54,11 @@ def test_every_text_encoder_has_its_own_schedule() -> None:
 
 
 def test_other_rules_have_no_schedules() -> None:
-    assert one("[a:b:0.5] AND c <lora:x:1>", weighting="diffusers").texts[1] == (
+    assert one("[a:b:0.5] AND c <lora:x:1>", weighting="diffusers").texts()[1] == (
         "[a:b:0.5] AND c <lora:x:1>",
     )
     comfy = one("[a:b:0.5] AND c <lora:x:1>", weighting="comfyui")
-    assert comfy.texts[1] == ("[a:b:0.5] AND c ",)
+    assert comfy.texts()[1] == ("[a:b:0.5] AND c ",)
     assert comfy.loras == (LoraTag("x"),)
 
 

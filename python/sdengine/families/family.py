@@ -145,6 +145,8 @@ class Family:
     flow: Flow | None = None
     """Of families whose prediction is "flow"; their betas have no use."""
     prediction_test: PredictionTest | None = None
+    starts_from_noise: bool = True
+    """False for models that only improve what another one made."""
     variants: tuple[Variant, ...] = ()
 
     def component(self, name: str) -> Component:

@@ -43,7 +43,10 @@ SDXL_REFINER = Family(
     latents=LATENTS,
     betas=BETAS,
     prediction="epsilon",
-    defaults=Defaults(1024, 1024, steps=30, guidance=5.0, sampler="euler", schedule="discrete"),
+    defaults=Defaults(
+        1024, 1024, steps=30, guidance=5.0, sampler="euler", schedule="discrete", strength=0.3
+    ),
+    starts_from_noise=False,
     text=(TextUse("text_encoder_2", skip=1, final_norm=False, pooled=True, pad=0),),
     size_conditioning=SizeConditioning(
         ("original_height", "original_width", "crop_top", "crop_left", "aesthetic_score")

@@ -71,6 +71,8 @@ class Defaults:
     guidance: float
     sampler: str
     schedule: str
+    strength: float = 0.75
+    """How much of a given picture is changed (A1111, stable-diffusion.cpp); where a part of it is repainted it is 1."""
     timesteps: tuple[int, ...] | None = None
     """Training timesteps to visit, instead of the schedule's, when the steps are as many."""
     eta: float | None = None

@@ -43,12 +43,17 @@ class Script:
     loras: tuple[LoraTag, ...]
 
     @property
-    def texts(self) -> list[Text]:
-        """Every text that has to be encoded, once."""
+    def composes(self) -> bool:
+        """True if prompts are weighed against the negative one, whatever the scale of guidance."""
+        weights = [[part.weight for part in phase.parts] for phase in self.phases]
+        return any(found != [1.0] for found in weights)
+
+    def texts(self, negatives: bool = True) -> list[Text]:
+        """Every text that has to be encoded, once; with or without the negative ones."""
         found = {
             text: None
             for phase in self.phases
-            for texts in (phase.negatives, *(part.texts for part in phase.parts))
+            for texts in (phase.negatives if negatives else (), *(p.texts for p in phase.parts))
             for text in texts
         }
         return [text for text in found if text]
