@@ -221,7 +221,7 @@ def tiny_folder(path: str | Path, name: str, seed: int = 0) -> Path:
         encoder.save_pretrained(path / component)
         index[component] = ["transformers", type(encoder).__name__]
         index[tokenizer] = ["transformers", "CLIPTokenizer"]
-        _pad_with(path / tokenizer, "!" if own["hidden_act"] == "gelu" else "<|endoftext|>")
+        pad_with(path / tokenizer, "!" if own["hidden_act"] == "gelu" else "<|endoftext|>")
     build_unet(name, seed).save_pretrained(path / "unet")
     torch.manual_seed(seed)
     vae = AutoencoderKL(**{**VAE_CONFIG, "scaling_factor": member.scale})
@@ -235,7 +235,7 @@ def tiny_folder(path: str | Path, name: str, seed: int = 0) -> Path:
     return path
 
 
-def _pad_with(tokenizer: Path, token: str) -> None:
+def pad_with(tokenizer: Path, token: str) -> None:
     """OpenCLIP's tokenizers pad with the token of id 0, "!"."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         values = json.loads((tokenizer / name).read_text("utf-8"))

@@ -146,13 +146,16 @@ struct EpilogueArguments {
     OptionalFloats bias, batch_bias, residual;
     std::string activation;
     bool residual_inside = false;
+    OptionalFloats gate = {};
 
     Epilogue over(int64_t batch, int64_t rows, int64_t channels) const {
         expect_size("bias", bias, channels);
         expect_size("batch_bias", batch_bias, batch * channels);
         expect_size("residual", residual, rows * channels);
-        return {data_of(bias), data_of(batch_bias), data_of(residual), parse_activation(activation),
-                residual_inside};
+        expect_size("gate", gate, batch * channels);
+        return {
+            data_of(bias),   data_of(batch_bias), data_of(residual), parse_activation(activation),
+            residual_inside, data_of(gate),       channels};
     }
 };
 
@@ -195,8 +198,9 @@ py::array_t<float> run_conv2d(const Floats& input, const py::buffer& weight,
 py::array_t<float> run_linear(const Floats& input, const py::buffer& weight,
                               const std::string& type, int64_t out_features, int64_t rows_per_batch,
                               OptionalFloats bias, OptionalFloats batch_bias,
-                              OptionalFloats residual, std::string activation, int threads,
-                              const std::string& isa, int repeats, py::object seconds) {
+                              OptionalFloats residual, std::string activation, OptionalFloats gate,
+                              int threads, const std::string& isa, int repeats,
+                              py::object seconds) {
     expect_axes("input", input, 2);
     const Run run(threads, isa, repeats, std::move(seconds));
     const py::buffer_info bytes = weight.request();
@@ -204,8 +208,9 @@ py::array_t<float> run_linear(const Floats& input, const py::buffer& weight,
     op.input = input.data();
     op.rows = input.shape(0), op.in_features = input.shape(1), op.rows_per_batch = rows_per_batch;
     op.weight = weight_of(bytes, type, out_features, op.in_features);
-    const EpilogueArguments epilogue{std::move(bias), std::move(batch_bias), std::move(residual),
-                                     std::move(activation)};
+    const EpilogueArguments epilogue{
+        std::move(bias), std::move(batch_bias), std::move(residual), std::move(activation),
+        false,           std::move(gate)};
     op.epilogue =
         epilogue.over(rows_per_batch > 0 ? (op.rows + rows_per_batch - 1) / rows_per_batch : 1,
                       op.rows, out_features);
@@ -275,13 +280,14 @@ py::array_t<float> run_group_norm(const Floats& input, int64_t groups, const Flo
 }
 
 py::array_t<float> run_layer_norm(const Floats& input, const OptionalFloats& gamma,
-                                  const OptionalFloats& beta, float eps, int threads,
-                                  const std::string& isa, int repeats, py::object seconds) {
+                                  const OptionalFloats& beta, float eps, float gamma_offset,
+                                  int threads, const std::string& isa, int repeats,
+                                  py::object seconds) {
     expect_axes("input", input, 2);
     const Run run(threads, isa, repeats, std::move(seconds));
     py::array_t<float> output({input.shape(0), input.shape(1)});
     const LayerNorm op{input.data(), output.mutable_data(), input.shape(0), input.shape(1),
-                       eps,          data_of(gamma),        data_of(beta)};
+                       eps,          data_of(gamma),        data_of(beta),  gamma_offset};
     expect_size("gamma", gamma, op.width);
     expect_size("beta", beta, op.width);
     run(&KernelTable::layer_norm, op);
@@ -371,7 +377,7 @@ void bind_kernels(py::module_& m) {
           "Input [N, H, W, C]; padding top, left, bottom, right; circular x, y.");
     k.def("linear", run_linear, py::arg("input").noconvert(), py::arg("weight"), py::arg("type"),
           py::arg("out_features"), py::kw_only(), py::arg("rows_per_batch") = 0, bias, batch_bias,
-          residual, activation, threads, isa, repeats, seconds);
+          residual, activation, py::arg("gate") = py::none(), threads, isa, repeats, seconds);
     k.def("attention", run_attention, py::arg("q").noconvert(), py::arg("k").noconvert(),
           py::arg("v").noconvert(), py::kw_only(), py::arg("heads"), py::arg("kv_heads"),
           py::arg("scale"), py::arg("causal") = false, py::arg("mask") = py::none(),
@@ -382,7 +388,7 @@ void bind_kernels(py::module_& m) {
           py::arg("silu") = false, threads, isa, repeats, seconds, "Input [N, pixels, C].");
     k.def("layer_norm", run_layer_norm, py::arg("input").noconvert(), py::kw_only(),
           py::arg("gamma") = py::none(), py::arg("beta") = py::none(), py::arg("eps") = 1e-5f,
-          threads, isa, repeats, seconds);
+          py::arg("gamma_offset") = 0.0f, threads, isa, repeats, seconds);
     k.def("geglu", run_geglu, py::arg("input").noconvert(), py::kw_only(), threads, isa, repeats,
           seconds);
 }

@@ -26,14 +26,16 @@ struct Weight {
     int64_t row_elements;
 };
 
-// output = activation(sum + bias[c] + batch_bias[n, c]) + residual; a null pointer drops its term.
-// With `residual_inside` the residual is added before the activation.
+// output = gate[n, c] * activation(sum + bias[c] + batch_bias[n, c]) + residual; a null pointer
+// drops its term or factor. With `residual_inside` the residual is added before the activation.
 struct Epilogue {
     const float* bias = nullptr;
     const float* batch_bias = nullptr;
     const float* residual = nullptr;
     Activation activation = Activation::None;
     bool residual_inside = false;
+    const float* gate = nullptr;
+    int64_t gate_stride = 0;  // elements between the gates of two batch entries
 };
 
 // Auto chooses by shape. Winograd (3x3, stride 1 only; otherwise Direct) multiplies a quarter as
@@ -106,6 +108,7 @@ struct LayerNorm {
     int64_t rows, width;
     float eps;
     const float *gamma, *beta;  // [width], may be null
+    float gamma_offset = 0;     // added to gamma where there is one
 };
 void layer_norm(const LayerNorm& op, Team& team);
 

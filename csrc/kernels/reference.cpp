@@ -45,8 +45,9 @@ double finish(double sum, const Epilogue& e, int64_t channel, int64_t channels, 
     if (e.bias) sum += e.bias[channel];
     if (e.batch_bias) sum += e.batch_bias[batch * channels + channel];
     const double residual = e.residual ? e.residual[at] : 0.0;
-    if (e.residual_inside) return activate(sum + residual, e.activation);
-    return activate(sum, e.activation) + residual;
+    sum = activate(e.residual_inside ? sum + residual : sum, e.activation);
+    if (e.gate) sum *= e.gate[batch * e.gate_stride + channel];
+    return e.residual_inside ? sum : sum + residual;
 }
 
 // The input row or column that a window position shows; -1 in the padding.
@@ -158,7 +159,7 @@ void attention(const Attention& op, Team& team) {
 // Normalizes rows x columns values with the given row distance; scale and shift are indexed by
 // column, and may be null.
 void normalize(const float* x, float* y, int64_t rows, int64_t columns, int64_t stride, double eps,
-               const float* gamma, const float* beta, bool silu) {
+               const float* gamma, const float* beta, bool silu, double gamma_offset = 0) {
     double mean = 0, variance = 0;
     const double count = static_cast<double>(rows * columns);
     for (int64_t i = 0; i < rows; ++i)
@@ -169,7 +170,8 @@ void normalize(const float* x, float* y, int64_t rows, int64_t columns, int64_t 
     for (int64_t i = 0; i < rows; ++i) {
         for (int64_t c = 0; c < columns; ++c) {
             const double value = (x[i * stride + c] - mean) / std::sqrt(variance + eps);
-            const double scaled = value * (gamma ? gamma[c] : 1.0) + (beta ? beta[c] : 0.0);
+            const double factor = gamma ? gamma[c] + gamma_offset : 1.0;
+            const double scaled = value * factor + (beta ? beta[c] : 0.0);
             y[i * stride + c] =
                 static_cast<float>(activate(scaled, silu ? Activation::Silu : Activation::None));
         }
@@ -190,7 +192,7 @@ void group_norm(const GroupNorm& op, Team& team) {
 void layer_norm(const LayerNorm& op, Team& team) {
     for (int64_t row = 0; team.rank() == 0 && row < op.rows; ++row)
         normalize(op.input + row * op.width, op.output + row * op.width, 1, op.width, op.width,
-                  op.eps, op.gamma, op.beta, false);
+                  op.eps, op.gamma, op.beta, false, op.gamma_offset);
     team.barrier();
 }
 

@@ -1,6 +1,8 @@
 #include "base/error.h"
 #include "networks/autoencoders/kl.h"
 #include "networks/autoencoders/tiny.h"
+#include "networks/denoisers/flux.h"
+#include "networks/denoisers/mmdit.h"
 #include "networks/denoisers/unet.h"
 #include "networks/network.h"
 #include "networks/text/clip.h"
@@ -19,6 +21,8 @@ std::unique_ptr<Network> make(const nn::Scope& scope, const Config& config) {
 const std::map<std::string, std::unique_ptr<Network> (*)(const nn::Scope&, const Config&)>
     kNetworks = {
         {"unet", make<UNet>},
+        {"mmdit", make<MMDiT>},
+        {"flux", make<Flux>},
         {"clip_text", make<ClipText>},
         {"decoder_text", make<DecoderText>},
         {"t5_text", make<T5Text>},

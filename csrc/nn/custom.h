@@ -38,6 +38,11 @@ inline const float* source(const ggml_tensor* dst, int index) {
     return index == Sources::kAbsent ? nullptr : static_cast<const float*>(dst->src[index]->data);
 }
 
+// Elements between two rows of a matrix, which may be a slice of a wider one.
+inline int64_t row_stride(const Tensor& x) {
+    return static_cast<int64_t>(x.raw()->nb[1] / sizeof(float));
+}
+
 // Keeps the operator's description with the graph; returns what ggml calls.
 template <class Spec>
 CustomOp<Spec>* keep_custom(Graph& graph, const Spec& spec,

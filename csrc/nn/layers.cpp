@@ -8,21 +8,25 @@ namespace {
 
 // Which operands of a custom operator belong to its epilogue.
 struct EpilogueSources {
-    int bias, batch_bias, residual;
+    int bias, batch_bias, residual, gate;
     Activation activation;
     bool residual_inside;
+    int64_t gate_stride;
 
     EpilogueSources() = default;
     EpilogueSources(Sources& sources, ggml_tensor* bias_tensor, const Epilogue& epilogue)
         : bias(sources.add(bias_tensor)),
           batch_bias(sources.add(epilogue.batch_bias)),
           residual(sources.add(epilogue.residual)),
+          gate(sources.add(epilogue.gate)),
           activation(epilogue.activation),
-          residual_inside(epilogue.residual_inside) {}
+          residual_inside(epilogue.residual_inside),
+          gate_stride(epilogue.gate ? row_stride(epilogue.gate) : 0) {}
 
     kernels::Epilogue resolve(const ggml_tensor* dst) const {
-        return {source(dst, bias), source(dst, batch_bias), source(dst, residual), activation,
-                residual_inside};
+        return {source(dst, bias), source(dst, batch_bias), source(dst, residual),
+                activation,        residual_inside,         source(dst, gate),
+                gate_stride};
     }
 };
 
@@ -33,11 +37,12 @@ void check_epilogue(const Epilogue& epilogue, const Shape& output) {
         expect(ggml_is_contiguous(epilogue.residual.raw()), "a residual must be contiguous",
                epilogue.residual);
     }
-    if (epilogue.batch_bias) {
-        const Shape wanted{output[0], output.rank() == 4 ? output[1] : output[-1]};
+    const Shape wanted{output[0], output.rank() == 4 ? output[1] : output[-1]};
+    if (epilogue.batch_bias)
         expect(epilogue.batch_bias.shape() == wanted, "a batch bias must be " + wanted.text(),
                epilogue.batch_bias);
-    }
+    if (epilogue.gate)
+        expect(epilogue.gate.shape() == wanted, "a gate must be " + wanted.text(), epilogue.gate);
 }
 
 // A kernel that multiplies by a weight and ends in an epilogue; operand 0 is the input, 1 the
@@ -104,7 +109,7 @@ Tensor Conv2d::apply(const Tensor& x, const Epilogue& epilogue, bool upsample_2x
     op.weight = describe(weight_);
     op.kernel_h = op.kernel_w = options_.kernel;
     op.stride = options_.stride;
-    const int pad = options_.kernel / 2;
+    const int pad = (options_.kernel - 1) / 2;  // none where the kernel is even: patches
     op.pad_top = op.pad_left = options_.pad_right_bottom_only ? 0 : pad;
     op.pad_bottom = op.pad_right = pad;
     op.upsample2x = upsample_2x;

@@ -7,13 +7,14 @@
 
 namespace sde::nn {
 
-// What happens to a layer's result before it is written: activation first, then the residual is
-// added.
+// What happens to a layer's result before it is written: activation first, then the gate, then the
+// residual is added.
 struct Epilogue {
     Tensor residual = {};    // same shape as the output
     Tensor batch_bias = {};  // [N, channels], added before the activation
     Activation activation = Activation::None;
     bool residual_inside = false;  // the residual is added before the activation instead
+    Tensor gate = {};  // [N, channels], may be a slice; multiplies what the residual is added to
 };
 
 struct Conv2dOptions {

@@ -45,8 +45,8 @@ class Told:
     size_layout: SizeConditioning | None = None
     sizes: Mapping[str, float] = field(default_factory=dict)
     negative_sizes: Mapping[str, float] = field(default_factory=dict)
-    guidance_embedding: Array | None = None
-    """``[N, width]``, the strength of guidance for models that were distilled with it."""
+    guidance: Mapping[str, Array] = field(default_factory=dict)
+    """The strength of guidance, as the input of a model that was distilled with it."""
     picture: Array | None = None
     """``[N, E, h, w]``: what inpainting, editing and depth models read behind the latents."""
     drops_picture: bool = False
@@ -64,9 +64,9 @@ class Told:
                 )
             sizes = self.negative_sizes if negative else self.sizes
             given["class_embedding"] = class_embedding(pooled, sizes, self.size_layout)
-        if self.guidance_embedding is not None:
-            given["guidance_embedding"] = self.guidance_embedding
-        return given
+        elif pooled is not None:
+            given["pooled"] = pooled
+        return {**given, **self.guidance}
 
 
 def from_script(

@@ -15,13 +15,20 @@ from sdengine import _core
 from sdengine.errors import ParameterError, TokenizerError, WeightsError
 from sdengine.families import Defaults
 from sdengine.formats import DTYPES
-from sdengine.keys import NameMap
+from sdengine.keys import MappedName, NameMap
 from sdengine.loading import Binding, ComponentPlan, ModelPlan, plan_model
 from sdengine.loading.new_gguf import NewTensor, new_file, output_errors, write_header
 from sdengine.loading.plan import Autoencoders
 from sdengine.loading.text_parts import TextEncoders
 from sdengine.loading.tokenizer_source import CLIP, LAYOUTS, TokenizerSource
-from sdengine.loading.weight_types import Choice, TypeRule, check_type, choose_type, parse_rules
+from sdengine.loading.weight_types import (
+    WEIGHT_TYPES,
+    Choice,
+    TypeRule,
+    check_type,
+    choose_type,
+    parse_rules,
+)
 from sdengine.tokenizers import (
     ClipTokenizer,
     JsonTokenizer,
@@ -39,14 +46,14 @@ _HEADER_BYTES = 4 << 20  # more than a header with a CLIP tokenizer takes
 
 @dataclass(frozen=True)
 class ConvertEvent:
-    """One tensor was written."""
+    """One tensor was written, or one of the parameters that the new file joins in a tensor."""
 
     name: str
     """In the new file."""
     index: int
     """1 for the first."""
     count: int
-    """Tensors in all."""
+    """Parameters in all."""
     bytes_done: int
     bytes_total: int
 
@@ -77,6 +84,14 @@ class _Job:
     binding: Binding
     choice: Choice
     tensor: NewTensor
+    row: int = 0
+    """Where it begins in the tensor, which holds several parameters if names are fused."""
+
+    @property
+    def offset(self) -> int:
+        """Bytes before it in the tensor's data."""
+        row = math.prod(self.binding.entry.shape[1:])
+        return DTYPES[self.tensor.dtype].nbytes(self.row * row)
 
 
 def convert(
@@ -137,9 +152,9 @@ def convert(
         for part in plan.components.values()
         for job in _jobs(plan, part, weight_type, own_rules)
     ]
-    with new_file(dst, _HEADER_BYTES + sum(job.tensor.nbytes for job in jobs)) as part_file:
+    tensors = list(dict.fromkeys(job.tensor for job in jobs))
+    with new_file(dst, _HEADER_BYTES + sum(tensor.nbytes for tensor in tensors)) as part_file:
         fields = {**_fields(plan, Path(src)), **words}
-        tensors = [job.tensor for job in jobs]
         with output_errors(dst):
             offsets = write_header(part_file, plan.family.name, fields, tensors)
         _write_data(part_file, jobs, offsets, callback, threads)
@@ -177,16 +192,31 @@ def _jobs(
     prefix, dialect = component.written
     table = next(table for table in component.tables if table.name == dialect)
     names = NameMap.of_network(table, part.config)
+    targets: dict[str, list[tuple[Binding, MappedName]]] = {}
     for binding in part.bindings:
         target = names.to_file(binding.name)[0]
-        shape = binding.entry.shape
-        choice = choose_type(f"{part.name}.{binding.name}", shape, weight_type, rules)
-        original = (*shape, 1, 1) if target.kernel else shape
+        targets.setdefault(target.name, []).append((binding, target))
+    for name, parts in targets.items():
+        choices = [
+            choose_type(f"{part.name}.{binding.name}", binding.entry.shape, weight_type, rules)
+            for binding, _ in parts
+        ]
+        choice = min(choices, key=lambda choice: WEIGHT_TYPES.index(choice.dtype))  # the best
+        shape = (sum(b.entry.shape[0] for b, _ in parts), *parts[0][0].entry.shape[1:])
+        original = (*shape, 1, 1) if parts[0][1].kernel else shape
         stored = original
         if len(original) > 2 and DTYPES[choice.dtype].is_quantized:
             # Blocks run along the last axis, so a quantized kernel is stored as a matrix.
             stored = (shape[0], math.prod(shape[1:]))
-        yield _Job(binding, choice, NewTensor(prefix + target.name, choice.dtype, stored, original))
+        tensor = NewTensor(prefix + name, choice.dtype, stored, original)
+        for binding, target in parts:
+            yield _Job(binding, choice, tensor, _first_row(binding, target, shape[0]))
+
+
+def _first_row(binding: Binding, target: MappedName, rows: int) -> int:
+    """Where a parameter begins in a tensor of `rows` rows."""
+    index = target.part[0] if target.part is not None else 0
+    return index * binding.entry.shape[0] + (rows if index < 0 else 0)
 
 
 def _tokenizer_fields(
@@ -246,7 +276,7 @@ def _write_data(
     callback: Callable[[ConvertEvent], None] | None,
     threads: int,
 ) -> None:
-    total = sum(job.tensor.nbytes for job in jobs)
+    total = sum(tensor.nbytes for tensor in {job.tensor for job in jobs})
     done = 0
     for number, job in enumerate(jobs, 1):
         entry, name = job.binding.entry, job.tensor.name
@@ -260,7 +290,7 @@ def _write_data(
                 entry.strides,
                 job.binding.transpose,
                 dst_path=path,
-                dst_offset=offsets[name],
+                dst_offset=offsets[name] + job.offset,
                 dst_dtype=job.tensor.dtype,
                 threads=threads if entry.elements > _SMALL else 1,
             )

@@ -95,15 +95,18 @@ def told(
     picture: Array | None = None,
 ) -> Told:
     """What the denoiser of `plan` is told about `count` pictures besides the text."""
-    embedding = None
-    if guidance is not None:
-        width = plan.components[plan.family.denoiser].config["time_cond_proj_dim"]
-        embedding = np.repeat(lcm_guidance_embedding(guidance, width), count, axis=0)
+    config = plan.components[plan.family.denoiser].config
+    given: dict[str, Array] = {}
+    if guidance is not None and config.get("time_cond_proj_dim"):
+        row = lcm_guidance_embedding(guidance, config["time_cond_proj_dim"])
+        given["guidance_embedding"] = np.repeat(row, count, axis=0)
+    elif guidance is not None:
+        given["guidance"] = np.full(count, guidance, np.float32)
     return Told(
         plan.family.size_conditioning,
         sizes,
         negative_sizes,
-        embedding,
+        given,
         picture,
         drops_picture=plan.task == "edit",
     )
@@ -115,7 +118,7 @@ def _read_pictures(plan: ModelPlan, given: dict[str, Any]) -> Pictures:
     mode, first = given.pop("resize_mode"), image if image is not None else depth
     if first is not None and (given["width"] is None or given["height"] is None):
         width, height = Pictures.size_of(first)
-        factor = plan.latents.factor
+        factor = plan.latents.factor * plan.family.patch
         given["width"] = given["width"] or max(factor, width // factor * factor)
         given["height"] = given["height"] or max(factor, height // factor * factor)
     width, height = given["width"] or plan.defaults.width, given["height"] or plan.defaults.height

@@ -107,7 +107,7 @@ class GenerateParameters:
             values["clip_skip"] = given["clip_skip"] + 1 - compat.last_layer
         for name in ("sigmas", "timesteps"):
             values[name] = _listed(name, values[name])
-        _check(values, plan.latents.factor)
+        _check(values, plan.latents.factor * plan.family.patch)
         # numpy's numbers are welcome, and become plain ones.
         for name in ("width", "height", "steps", "seed", "batch_size"):
             values[name] = int(values[name])

@@ -31,7 +31,7 @@ from .recipes import Recipe, defaults_of, find_recipe, prediction_of
 from .results import Result
 from .run import Run
 from .stores import make_store
-from .text_encoders import ClipEncoder, Encoder, LanguageModelEncoder, TextEncoders
+from .text_encoders import AbsentEncoder, ClipEncoder, Encoder, LanguageModelEncoder, TextEncoders
 from .tokenizers import ClipTokenizer, load_clip_tokenizer, load_text_tokenizer
 from .tokenizers.text import TextTokenizer
 
@@ -94,7 +94,8 @@ class Pipeline:
         }
         self._device = open_device(source.device, source.threads)
         self.text_encoders = TextEncoders(
-            [self._text_encoder(use, weight_type) for use in plan.family.text]
+            [self._text_encoder(use, weight_type) for use in plan.family.text],
+            plan.context_width,
         )
         self.vae = Autoencoder(
             plan.components["vae"], plan.latents.factor, self._device, weight_type
@@ -109,17 +110,19 @@ class Pipeline:
         self._running: set[_core.CancelToken] = set()
 
     def _text_encoder(self, use: TextUse, weight_type: str | None) -> Encoder[Any]:
+        if use.component not in self.plan.components:
+            return AbsentEncoder(use, LAYOUTS[self.plan.family.tokenizers[use.component]])
         part, found = self.plan.components[use.component], self.plan.tokenizers[use.component]
         given = self.source.tokenizer
         if found.kind in LAYOUTS:
             layout = LAYOUTS[found.kind]
-            if isinstance(given, ClipTokenizer):
+            alone = len(self.plan.family.text) == 1
+            if alone and isinstance(given, ClipTokenizer):
                 raise ParameterError(f"{self.plan.title} does not read with a CLIP tokenizer")
-            words = (
-                found.open_text()
-                if given is None
-                else load_text_tokenizer(Path(given), layout.added)
-            )
+            if alone and given is not None and not isinstance(given, ClipTokenizer):
+                words = load_text_tokenizer(Path(given), layout.added)
+            else:
+                words = found.open_text()
             return LanguageModelEncoder(part, use, words, layout, self._device, weight_type)
         if isinstance(given, ClipTokenizer):
             tokenizer = given

@@ -43,7 +43,7 @@ def plan_steps(plan: ModelPlan, parameters: GenerateParameters) -> Steps:
         ParameterError: the schedule is not defined for this model, or nothing is left to do.
     """
     settings, conventions = plan.scheduler, parameters.conventions
-    factor = plan.latents.factor
+    factor = plan.latents.factor * plan.family.patch
     tokens = (parameters.height // factor) * (parameters.width // factor)
     levels = noise_levels(settings, tokens, nearest=conventions.timestep == "nearest")
     steps, kept = parameters.steps, None

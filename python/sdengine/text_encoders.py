@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -60,7 +60,10 @@ class Encoder(Protocol[R]):
 
     use: TextUse
     tokenizer: Any
-    network: _core.Network
+
+    @property
+    def network(self) -> _core.Network | None:
+        """The native network, if there is one."""
 
     def read(self, text: str, weighting: str) -> R:
         """A text, in the notation of a weighting rule."""
@@ -210,7 +213,11 @@ class LanguageModelEncoder:
         weight_type: str | None = None,
     ) -> None:
         self.config: Mapping[str, Any] = plan.config
+        if use.length is not None:
+            layout = replace(layout, length=use.length)
         self.use, self.tokenizer, self.layout = use, tokenizer, layout
+        # T5 is an encoder: it reads its padding, and knows positions by itself.
+        self.decodes = plan.kind == "decoder_text"
         self.network = _core.Network(
             plan.kind, dict(plan.config), make_store(plan, weight_type), device
         )
@@ -234,31 +241,72 @@ class LanguageModelEncoder:
         """Texts to contexts ``[length, width]`` and, where the family pools, the last token's state."""
         if clip_skip is not None:
             raise ParameterError("clip_skip is for CLIP text encoders; this model has none")
+        return [self._one(reading.tokens, cancel) for reading in readings]
+
+    def _one(self, tokens: PaddedTokens, cancel: _core.CancelToken | None) -> EncodedText:
+        """One text at a time, for a language model's states are large."""
+        if not self.decodes:
+            return EncodedText(self.network.run({"ids": tokens.ids}, {}, cancel)["hidden"][0])
+        inputs = {"ids": tokens.ids, "positions": tokens.positions, "mask": tokens.mask}
         options = {
             "skip": self.use.skip,
             "final_norm": int(self.use.final_norm),
             "last": int(self.use.pooled),
         }
-        encoded = []
-        for reading in readings:  # one by one: a language model's states are large
-            tokens = reading.tokens
-            inputs = {"ids": tokens.ids, "positions": tokens.positions, "mask": tokens.mask}
-            made = self.network.run(inputs, options, cancel)
-            pooled = made["last"][0] if self.use.pooled else None
-            encoded.append(EncodedText(made["hidden"][0], pooled))
-        return encoded
+        made = self.network.run(inputs, options, cancel)
+        return EncodedText(made["hidden"][0], made["last"][0] if self.use.pooled else None)
+
+
+class AbsentEncoder:
+    """In the place of an encoder that the model was loaded without: it says nothing, in zeros.
+
+    So diffusers runs Stable Diffusion 3 without its T5.
+    """
+
+    network: _core.Network | None = None
+
+    def __init__(self, use: TextUse, layout: PromptFormat) -> None:
+        self.use, self.length = use, use.length or layout.length
+        self.tokenizer = None
+
+    def read(self, text: str, weighting: str) -> AbsentReading:
+        """Nothing."""
+        return AbsentReading()
+
+    def encode(
+        self,
+        readings: Sequence[AbsentReading],
+        clip_skip: int | None,
+        weighting: str,
+        cancel: _core.CancelToken | None,
+    ) -> list[EncodedText]:
+        """Zeros one column wide; they are filled up to the width of the context."""
+        return [EncodedText(np.zeros((self.length, 1), np.float32))] * len(readings)
+
+
+@dataclass
+class AbsentReading:
+    """A text that nobody reads."""
+
+    length: int = 1
+
+    def padded(self, count: int) -> AbsentReading:
+        """Itself."""
+        return self
 
 
 class TextEncoders:
     """All text encoders of a model."""
 
-    def __init__(self, encoders: Sequence[Encoder[Any]]) -> None:
+    def __init__(self, encoders: Sequence[Encoder[Any]], width: int) -> None:
         self.encoders = tuple(encoders)
+        self.width = width
+        """Of the context that the denoiser reads."""
 
     @property
     def graphs_built(self) -> dict[str, int]:
         """Graphs built so far, by component."""
-        return {e.use.component: e.network.graphs_built for e in self.encoders}
+        return {e.use.component: e.network.graphs_built for e in self.encoders if e.network}
 
     def pair(self, first: Sequence[str], second: Sequence[str] | None, count: int) -> list[Text]:
         """What the encoders read for `count` pictures: the first one `first`, the others `second`.
@@ -308,17 +356,20 @@ class TextEncoders:
             encoder.encode([r.padded(count) for r in column], clip_skip, weighting, cancel)
             for encoder, column in zip(self.encoders, columns, strict=True)
         ]
-        encoded = {
-            text: _joined(list(all_of)) for text, *all_of in zip(unique, *parts, strict=True)
-        }
+        encoded = {text: self._joined(all_of) for text, *all_of in zip(unique, *parts, strict=True)}
         any_text = encoded[unique[0]]
         pooled = None if any_text.pooled is None else np.zeros_like(any_text.pooled)
         return {**encoded, (): EncodedText(np.zeros_like(any_text.context), pooled)}
 
-
-def _joined(parts: list[EncodedText]) -> EncodedText:
-    """Contexts side by side; one encoder at most pools."""
-    pooled = next((part.pooled for part in parts if part.pooled is not None), None)
-    if len(parts) == 1:
-        return parts[0]
-    return EncodedText(np.concatenate([part.context for part in parts], axis=1), pooled)
+    def _joined(self, parts: Sequence[EncodedText]) -> EncodedText:
+        """The contexts as the family lays them out, and the pooled vectors behind each other."""
+        segments: dict[int, list[Array]] = {}
+        for encoder, part in zip(self.encoders, parts, strict=True):
+            if encoder.use.context:
+                segments.setdefault(encoder.use.segment, []).append(part.context)
+        rows = [np.concatenate(segments[number], axis=1) for number in sorted(segments)]
+        filled = [np.pad(row, ((0, 0), (0, max(0, self.width - row.shape[1])))) for row in rows]
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return EncodedText(
+            np.concatenate(filled, axis=0), np.concatenate(pooled) if pooled else None
+        )

@@ -155,8 +155,6 @@ def reference(name: str, **config: Any) -> Callable[[], inventories.State]:
 
 
 CLASSES = {
-    "Stable Diffusion 3": reference("SD3Transformer2DModel", num_layers=2),
-    "FLUX.1": reference("FluxTransformer2DModel", num_layers=1, num_single_layers=1),
     "Qwen-Image": reference("QwenImageTransformer2DModel", num_layers=1),
     "PixArt": reference("PixArtTransformer2DModel", num_layers=1),
     "Lumina-Image 2.0": reference("Lumina2Transformer2DModel", num_layers=1),
@@ -213,24 +211,6 @@ def test_other_networks_of_diffusers_are_named(title: str, prefix: str) -> None:
 
 
 NAMES: dict[str, dict[str, tuple[int, ...]]] = {
-    "Stable Diffusion 3": {PREFIX + "joint_blocks.0.context_block.attn.qkv.weight": (4608, 1536)},
-    "Stable Diffusion 3.5 Medium": {
-        PREFIX + "joint_blocks.0.context_block.attn.qkv.weight": (4608, 1536),
-        PREFIX + "joint_blocks.0.x_block.attn2.qkv.weight": (4608, 1536),
-    },
-    "FLUX.1 dev": {
-        "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
-        "img_in.weight": (3072, 64),
-        "guidance_in.in_layer.weight": (3072, 256),
-    },
-    "FLUX.1 schnell": {
-        PREFIX + "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
-        PREFIX + "img_in.weight": (3072, 64),
-    },
-    "FLUX.1 Fill": {
-        "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
-        "img_in.weight": (3072, 384),
-    },
     "FLUX.2": {"double_stream_modulation_img.lin.weight": (3072, 3072)},
     "Chroma": {
         "distilled_guidance_layer.in_proj.weight": (64, 64),

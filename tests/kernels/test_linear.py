@@ -77,6 +77,25 @@ def test_terms(isa: str, rng: np.random.Generator) -> None:
     assert relative_error(found, sums / (1 + np.exp(-sums)) + residual) <= DIRECT
 
 
+@pytest.mark.parametrize("residual", [False, True])
+def test_gate(residual: bool, isa: str, rng: np.random.Generator) -> None:
+    """It multiplies what the residual is added to, and is another for every batch entry."""
+    x = rng.standard_normal((12, 33), dtype=np.float32)
+    weight = rng.standard_normal((21, 33), dtype=np.float32)
+    bias = rng.standard_normal(21, dtype=np.float32)
+    gate = rng.standard_normal((3, 21), dtype=np.float32)
+    added = rng.standard_normal((12, 21), dtype=np.float32)
+    options = {"isa": isa, "rows_per_batch": 4, "bias": bias, "activation": "silu"}
+    options |= {"residual": added} if residual else {}
+    found = kernels.linear(x, weight, "f32", 21, gate=shifted(gate), **options)
+    sums = x.astype(np.float64) @ weight.T + bias
+    expected = sums / (1 + np.exp(-sums)) * np.repeat(gate, 4, axis=0) + residual * added
+    assert relative_error(found, expected) <= DIRECT
+    options["isa"] = "reference"
+    found = kernels.linear(x, weight, "f32", 21, gate=gate, **options)
+    assert relative_error(found, expected) <= 1e-7
+
+
 def test_rounding_does_not_grow_with_the_sum(isa: str, rng: np.random.Generator) -> None:
     """16384 terms: added up in one chain they would be wrong by some 2e-6."""
     x = rng.standard_normal((8, 16384), dtype=np.float32)

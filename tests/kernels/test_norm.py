@@ -84,6 +84,17 @@ def test_layer_norm(
     assert np.array_equal(results[0], moved)
 
 
+@pytest.mark.parametrize("kind", ["vector", "reference"])
+def test_layer_norm_with_offset(kind: str, isa: str, rng: np.random.Generator) -> None:
+    """Modulation stores gamma less one."""
+    x = rng.standard_normal((7, 45), dtype=np.float32)
+    gamma, beta = rng.standard_normal((2, 45), dtype=np.float32)
+    normal = F.layer_norm(torch.from_numpy(x).double(), (45,), eps=1e-6).numpy()
+    options = {"gamma": shifted(gamma), "beta": shifted(beta), "eps": 1e-6, "gamma_offset": 1.0}
+    found = kernels.layer_norm(x, isa=isa if kind == "vector" else kind, **options)
+    assert relative_error(found, normal * (1 + gamma) + beta) <= DIRECT
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (50, 33), (9, 1280)])
 def test_geglu(shape: tuple[int, int], isa: str, rng: np.random.Generator) -> None:
     rows, inner = shape

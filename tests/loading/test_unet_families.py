@@ -132,7 +132,7 @@ def test_a_pooled_text_of_the_wrong_width(parts: Parts, tmp_path: Path) -> None:
     state = encoder_state(parts.folder, G)
     state["text_projection.weight"] = torch.randn(96, 128)
     path = write_safetensors(state, tmp_path / "g.safetensors")
-    with pytest.raises(WeightsError, match=r"text_encoder_2 .*pooled text of 96 .* reads 128"):
+    with pytest.raises(WeightsError, match=r"pooled text of 96 .*text_encoder_2 .* reads 128"):
         plan_model(parts.whole, text_encoders={G: path})
 
 

@@ -183,7 +183,7 @@ void normalize_row(const LayerNorm& op, const float* x, float* y) {
         static_cast<float>(1 / __builtin_sqrt(variance + static_cast<double>(op.eps)));
     for_vectors(op.width, [&](int64_t c, int64_t n) {
         Vec v = ((read_lanes(x + c, n) - rough) - low) * factor;
-        if (op.gamma) v *= read_lanes(op.gamma + c, n);
+        if (op.gamma) v *= read_lanes(op.gamma + c, n) + op.gamma_offset;
         if (op.beta) v += read_lanes(op.beta + c, n);
         write_lanes(y + c, v, n);
     });

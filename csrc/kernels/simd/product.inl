@@ -84,6 +84,7 @@ SDE_INLINE void finish_vector(const Product& p, Vec value, int64_t at, int64_t c
         if (e.batch_bias) value += read_lanes(e.batch_bias + batch * p.out_channels() + channel, n);
         if (e.residual && e.residual_inside) value += read_lanes(e.residual + at, n);
         value = activate(value, e.activation);
+        if (e.gate) value *= read_lanes(e.gate + batch * e.gate_stride + channel, n);
         if (e.residual && !e.residual_inside) value += read_lanes(e.residual + at, n);
     }
     write_lanes(p.output + at, value, n);

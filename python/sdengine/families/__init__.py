@@ -16,14 +16,19 @@ from sdengine.families.family import (
     TextUse,
     Variant,
 )
+from sdengine.families.flux import FLUX, SCHNELL
 from sdengine.families.kolors import KOLORS
 from sdengine.families.sd1 import SD1
 from sdengine.families.sd2 import SD2
+from sdengine.families.sd3 import SD3
 from sdengine.families.sdxl import SDXL
 from sdengine.families.sdxl_refiner import SDXL_REFINER
 from sdengine.families.settings import Betas, Defaults, Flow, LatentFormat, Prediction
 
-FAMILIES: tuple[Family, ...] = (SD2, KOLORS, SDXL_REFINER, SDXL, SD1)
+FAMILIES: tuple[Family, ...] = (
+    *(SD2, KOLORS, SDXL_REFINER, SDXL, SD1),
+    *(SD3, FLUX, SCHNELL),
+)
 """Asked in this order; the first whose denoiser fits wins."""
 
 __all__ = [

@@ -39,6 +39,8 @@ class Component:
     """Hyper-parameters that no shape tells, where they are not those usual for the kind."""
     required: tuple[str, ...] = ()
     """Parameters (canonical names) that this family needs though the network is whole without."""
+    optional: bool = False
+    """A model works without it: a text encoder that is missing says nothing, in zeros."""
     ignored: tuple[str, ...] = ()
     """Patterns (``fnmatch``) of its names in files that have no use in this family."""
 
@@ -94,7 +96,7 @@ class PredictionTest:
 
 @dataclass(frozen=True)
 class TextUse:
-    """How a family reads one of its text encoders. The contexts are joined along their width, in order."""
+    """How a family reads one of its text encoders. What they make is joined in order."""
 
     component: str
     skip: int = 0
@@ -105,6 +107,13 @@ class TextUse:
     """The pooled text is this encoder's (projected where it has a projection)."""
     pad: int | None = None
     """Token id that fills up a chunk; None is the tokenizer's own."""
+    context: bool = True
+    """Whether its states are part of the context; False for one that only pools."""
+    segment: int = 0
+    """Encoders of one segment stand side by side, along the width. The segments stand one behind the other, along the
+    tokens; a narrower one is filled up with zeros."""
+    length: int | None = None
+    """Tokens that a language model's prompts are padded to; None is the layout's."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +154,8 @@ class Family:
     flow: Flow | None = None
     """Of families whose prediction is "flow"; their betas have no use."""
     prediction_test: PredictionTest | None = None
+    patch: int = 1
+    """Latents per token of the denoiser along each axis: sizes are multiples of it."""
     starts_from_noise: bool = True
     """False for models that only improve what another one made."""
     variants: tuple[Variant, ...] = ()

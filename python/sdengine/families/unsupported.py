@@ -125,22 +125,6 @@ ADDITIONS: tuple[Signature, ...] = (
 """Files that are no model; asked first."""
 
 DENOISERS: tuple[Signature, ...] = (
-    Signature(
-        "Stable Diffusion 3.5 Medium",
-        ("joint_blocks.0.context_block.attn.qkv.weight", "joint_blocks.0.x_block.attn2.qkv.weight"),
-    ),
-    Signature(
-        "Stable Diffusion 3.5 Large",
-        (
-            "joint_blocks.37.context_block.attn.qkv.weight",
-            "joint_blocks.0.x_block.attn.ln_q.weight",
-        ),
-    ),
-    Signature("Stable Diffusion 3", ("joint_blocks.0.context_block.attn.qkv.weight",)),
-    Signature(
-        "Stable Diffusion 3",
-        ("transformer_blocks.0.attn.add_q_proj.weight", "pos_embed.proj.weight"),
-    ),
     Signature("Stable Cascade", ("clf.1.weight",)),
     Signature("AuraFlow", ("double_layers.0.attn.w1q.weight",)),
     Signature("AuraFlow", ("joint_transformer_blocks.0.attn.add_k_proj.weight",)),
@@ -149,14 +133,6 @@ DENOISERS: tuple[Signature, ...] = (
     Signature("HunyuanVideo", ("txt_in.individual_token_refiner.blocks.0.norm1.weight",)),
     Signature("FLUX.2", ("double_stream_modulation_img.lin.weight",)),
     Signature("Chroma", ("distilled_guidance_layer.*",)),
-    Signature(
-        "FLUX.1 Fill",
-        ("double_blocks.0.img_attn.qkv.weight", "img_in.weight"),
-        sizes=(("img_in.weight", 1, 384),),
-    ),
-    Signature("FLUX.1 dev", ("double_blocks.0.img_attn.qkv.weight", "guidance_in.in_layer.weight")),
-    Signature("FLUX.1 schnell", ("double_blocks.0.img_attn.qkv.weight", "img_in.weight")),
-    Signature("FLUX.1", ("single_transformer_blocks.0.attn.to_q.weight", "x_embedder.weight")),
     Signature("PixArt", ("t_block.1.weight",)),
     Signature(
         "PixArt", ("adaln_single.emb.timestep_embedder.linear_1.bias", "pos_embed.proj.bias")

@@ -19,7 +19,12 @@ from sdengine.loading.halves import open_halves
 from sdengine.loading.locate import Located, locate
 from sdengine.loading.scheduler import SchedulerSettings
 from sdengine.loading.scheduler_source import default_size, find_scheduler
-from sdengine.loading.text_parts import TextEncoders, check_text_encoders, find_text_encoders
+from sdengine.loading.text_parts import (
+    TextEncoders,
+    check_text_encoders,
+    context_width,
+    find_text_encoders,
+)
 from sdengine.loading.tokenizer_source import TokenizerSource, find_tokenizer
 
 AnyPath: TypeAlias = "str | PathLike[str]"
@@ -74,9 +79,15 @@ class ModelPlan:
     metadata: Mapping[str, Any]
 
     @property
+    def context_width(self) -> int:
+        """Columns of the text that the denoiser reads."""
+        return context_width(self.components[self.family.denoiser].config)
+
+    @property
     def reads_guidance(self) -> bool:
         """True for models that were distilled to read the scale of guidance as an input."""
-        return bool(self.components[self.family.denoiser].config.get("time_cond_proj_dim", 0))
+        config = self.components[self.family.denoiser].config
+        return bool(config.get("time_cond_proj_dim") or config.get("guidance"))
 
 
 def plan_model(
@@ -118,6 +129,8 @@ def plan_model(
     _require_all(index, found.family, located)
     components, unused = {}, list(_unlocated(index, found))
     for component in found.family.components:
+        if component.name not in located:
+            continue  # optional
         part, left = _plan_component(located[component.name], found)
         components[component.name] = part
         unused += left
@@ -131,6 +144,7 @@ def plan_model(
             name, components[name].config["vocab_size"], index, located[name].index, kind
         )
         for name, kind in found.family.tokenizers.items()
+        if name in components
     }
     latents = _latents(found, components)
     bindings = components[found.family.denoiser].bindings
@@ -189,7 +203,7 @@ def _as_published(family: Family, index: TensorIndex) -> Family:
 
 
 def _require_all(index: TensorIndex, family: Family, located: Mapping[str, Located]) -> None:
-    missing = [c for c in family.components if c.name not in located]
+    missing = [c for c in family.components if c.name not in located and not c.optional]
     if missing:
         needed = " and ".join(c.title for c in missing)
         advice = ", ".join(dict.fromkeys(_advice(family, c) for c in missing))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
 from os import PathLike
 from typing import Any, TypeAlias
 
 from sdengine.errors import ParameterError, SDEngineError, WeightsError
-from sdengine.families import Config, Family
+from sdengine.families import Config, Family, TextUse
 from sdengine.formats import TensorIndex, open_index
 from sdengine.loading.detection import config_of, detect
 from sdengine.loading.locate import Located, locate
@@ -89,48 +89,59 @@ def _widths_fit(family: Family, parts: Mapping[str, Located], denoiser: Config) 
         configs = {name: config_of(part, family) for name, part in parts.items()}
     except SDEngineError:
         return False
-    context = _context_width(denoiser)
-    widths = {name: _width(config) for name, config in configs.items()}
-    if len(widths) == len(family.text) and sum(widths.values()) != context:
-        return False
-    pooled = _pooled_width(family, denoiser)
-    return all(
-        widths[use.component] <= context
-        and (not use.pooled or pooled is None or _pooled_by(configs[use.component]) == pooled)
-        and (use.pooled or len(widths) == len(family.text) or widths[use.component] != pooled)
-        for use in family.text
-        if use.component in configs
-    )
+    return not any(_misfits(family, configs, denoiser))
 
 
 def check_text_encoders(
     family: Family, configs: Mapping[str, Config], paths: Mapping[str, Any]
 ) -> None:
     """Raise WeightsError unless the encoders make what the denoiser reads."""
-    denoiser = configs[family.denoiser]
-    encoders = {use.component: configs[use.component] for use in family.text}
-    if not _context_width(denoiser) or any("hidden_size" not in c for c in encoders.values()):
+    encoders = {u.component: configs[u.component] for u in family.text if u.component in configs}
+    if any("hidden_size" not in config for config in encoders.values()):
         return
-    total, expected = sum(map(_width, encoders.values())), _context_width(denoiser)
-    if total != expected:
+    for what, found, expected in _misfits(family, encoders, configs[family.denoiser]):
         parts = " and ".join(
             f"{name} ({paths[name]}) {_width(config)}" for name, config in encoders.items()
         )
-        wanted = " and ".join(family.component(name).title for name in encoders)
+        wanted = " and ".join(family.component(use.component).title for use in family.text)
         raise WeightsError(
-            f"the text encoders make a context of {total} columns: {parts}. The denoiser reads"
+            f"the text encoders make a {what} of {found} columns: {parts}. The denoiser reads"
             f" {expected}: {family.title} takes {wanted}. A text encoder is another model's: give"
             " the right one with text_encoders="
         )
-    pooled = _pooled_width(family, denoiser)
+
+
+def _misfits(
+    family: Family, encoders: Mapping[str, Config], denoiser: Config
+) -> Iterator[tuple[str, int, int]]:
+    """(what, columns that these encoders make, columns that the denoiser reads) where they differ.
+
+    Where an encoder is not among them, its part may have any width that is left.
+    """
+    context, pooled = context_width(denoiser), _pooled_width(family, denoiser)
+    segments: dict[int, list[TextUse]] = {}
     for use in family.text:
-        found = _pooled_by(encoders[use.component])
-        if use.pooled and pooled is not None and found != pooled:
-            raise WeightsError(
-                f"{use.component} ({paths[use.component]}) makes a pooled text of {found} values,"
-                f" the denoiser reads {pooled}. It is not {family.component(use.component).title}:"
-                " give the right one with text_encoders="
-            )
+        if use.context:
+            segments.setdefault(use.segment, []).append(use)
+    for uses in segments.values() if context else ():
+        known = [_width(encoders[u.component]) for u in uses if u.component in encoders]
+        whole = len(known) == len(uses) and len(segments) == 1
+        if sum(known) > context or (whole and sum(known) != context):
+            yield "context", sum(known), context
+    if pooled is None:
+        return
+    pools = [use for use in family.text if use.pooled]
+    known = [_pooled_by(encoders[u.component]) for u in pools if u.component in encoders]
+    if sum(known) > pooled or (len(known) == len(pools) and sum(known) != pooled):
+        yield "pooled text", sum(known), pooled
+    others = (u.component for u in family.text if not u.pooled and len(family.text) > 1)
+    for name in others:
+        if (
+            len(encoders) < len(family.text)
+            and name in encoders
+            and _width(encoders[name]) == pooled
+        ):
+            yield "context", _width(encoders[name]), context
 
 
 def _width(config: Config) -> int:
@@ -141,14 +152,16 @@ def _pooled_by(config: Config) -> int:
     return int(config.get("projection_dim") or _width(config))
 
 
-def _context_width(denoiser: Config) -> int:
-    return int(denoiser.get("encoder_hid_dim") or denoiser.get("cross_attention_dim", 0))
+def context_width(denoiser: Config) -> int:
+    """Columns of the text that a denoiser reads; 0 if it reads none."""
+    names = ("encoder_hid_dim", "context_width", "cross_attention_dim")
+    return next((int(denoiser[name]) for name in names if denoiser.get(name)), 0)
 
 
 def _pooled_width(family: Family, denoiser: Config) -> int | None:
     """Columns of the pooled text that the denoiser reads; None if it reads none."""
     sizes = family.size_conditioning
     if sizes is None:
-        return None
+        return denoiser.get("pooled_width")
     numbers = len(sizes.names) * int(denoiser["addition_time_embed_dim"])
     return int(denoiser["class_embed_dim"]) - numbers

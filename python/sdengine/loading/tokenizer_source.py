@@ -21,11 +21,11 @@ from sdengine.tokenizers import (
     load_clip_tokenizer,
     load_text_tokenizer,
 )
-from sdengine.tokenizers.padding import CHATGLM3
+from sdengine.tokenizers.padding import CHATGLM3, T5
 
 _FIELDS = "sdengine.tokenizer."
 CLIP = "clip"
-LAYOUTS: Mapping[str, PromptFormat] = {"chatglm": CHATGLM3}
+LAYOUTS: Mapping[str, PromptFormat] = {"chatglm": CHATGLM3, "t5": T5}
 """Kind of tokenizer of a language model -> how its prompts are laid out."""
 _JSON, _VOCABULARY, _MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 

@@ -91,6 +91,11 @@ DEFAULT_RULES: tuple[TypeRule, ...] = (
     TypeRule(
         "*relative_attention_bias.*", "f16", "few values, added to every score of every layer"
     ),
+    # As in city96's files of SD3 and FLUX.1.
+    TypeRule("transformer.*_embedder.*", "f16", "few values, through which everything passes"),
+    TypeRule("transformer.pos_embed.*", "f16", "positions are looked up, not averaged over a sum"),
+    TypeRule("transformer.norm_out.*", "f16", "few values, through which everything passes"),
+    TypeRule("transformer.proj_out.*", "f16", "few values, through which everything passes"),
     TypeRule("kind:kernel", "q8_0", "convolutions lose far more than attention below 8 bits"),
 )
 """Asked after the caller's rules; the first match decides. Everything else gets the file's type."""

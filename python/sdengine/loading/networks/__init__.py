@@ -12,6 +12,8 @@ from sdengine.loading.networks import (
     autoencoder_tiny,
     clip_text,
     decoder_text,
+    flux,
+    mmdit,
     t5_text,
     unet,
 )
@@ -35,6 +37,8 @@ class Network:
 
 NETWORKS: Mapping[str, Network] = {
     "unet": Network(unet.from_shapes, unet.refine, unet.check, unet.UNTOLD),
+    "mmdit": Network(mmdit.from_shapes, mmdit.refine, mmdit.check, mmdit.UNTOLD),
+    "flux": Network(flux.from_shapes, flux.refine, flux.check, flux.UNTOLD),
     "clip_text": Network(
         clip_text.from_shapes, clip_text.refine, clip_text.check, clip_text.UNTOLD
     ),

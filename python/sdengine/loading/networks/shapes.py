@@ -42,6 +42,11 @@ class Shapes:
             raise WeightsError(f"{name!r} has shape {found}; expected {expected}. Is it damaged?")
         return columns
 
+    def kernel(self, name: str, otherwise: int) -> int:
+        """Side of a kernel [rows, columns, k, k]; `otherwise` if the file holds it as a matrix."""
+        shape = self._get(name)
+        return shape[-1] if len(shape) == 4 else otherwise
+
     def count(self, prefix: str) -> int:
         """Number of consecutive entries ``prefix + "0."``, ``prefix + "1."``, ..."""
         return count_at(self._shapes, prefix)
