@@ -47,9 +47,10 @@ def tests(session: nox.Session) -> None:
     session.install(".[test]")
     # Only its samplers are compared with; what it depends on (torchvision, ...) is not needed for that.
     session.install("--no-deps", "k-diffusion==0.1.1.post1")
-    # Reference networks here are tiny; one thread each keeps their results and the run time steady.
+    # Reference networks here are tiny; one thread each keeps their results and the run time steady, and leaves the
+    # other cores to pytest-xdist's processes.
     env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "HF_HUB_OFFLINE": "1"}
-    session.run("pytest", *session.posargs, env=env)
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", *session.posargs, env=env)
 
 
 @nox.session

@@ -1,9 +1,9 @@
-"""Names and shapes of the parameters of a Stable Diffusion 1.x checkpoint file.
+"""Names and shapes of the parameters of Stable Diffusion 1.x and XL checkpoint files.
 
-The hyper-parameters are those of the paper's public configuration (Rombach et al. 2022,
-"High-Resolution Image Synthesis with Latent Diffusion Models"), the names those of the single-file
-checkpoints. Written out here, and not asked of the engine, so that the engine is measured on a file
-that it did not design.
+The hyper-parameters are those of the papers' public configurations (Rombach et al. 2022,
+"High-Resolution Image Synthesis with Latent Diffusion Models"; Podell et al. 2023, "SDXL"), the
+names those of the single-file checkpoints. Written out here, and not asked of the engine, so that
+the engine is measured on a file that it did not design.
 """
 
 from __future__ import annotations
@@ -17,46 +17,78 @@ Parameter = tuple[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Size:
-    """Widths and depths of the three networks; the defaults are Stable Diffusion 1.5's."""
+    """Widths and depths of the networks; the defaults are Stable Diffusion 1.5's."""
 
     unet_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     unet_blocks: int = 2
     """Residual blocks per resolution on the way down; the way up has one more."""
+    unet_transformers: tuple[int, ...] = (1, 1, 1, 0)
+    """Transformer blocks behind each residual block, per resolution."""
+    middle_transformers: int = 1
+    linear_projections: bool = False
+    """Around the transformers, instead of 1x1 convolutions."""
+    label_width: int = 0
+    """The pooled text and the picture's sizes (SDXL)."""
     vae_channels: tuple[int, ...] = (128, 256, 512, 512)
     vae_blocks: int = 2
     text_width: int = 768
     text_layers: int = 12
+    second_text_width: int = 0
+    """OpenCLIP's text encoder, side by side with the first; 0 for none."""
+    second_text_layers: int = 0
     vocabulary: int = 49408
     latent_channels: int = 4
     positions: int = 77
 
+    @property
+    def context_width(self) -> int:
+        """Of what the denoiser's attention reads."""
+        return self.text_width + self.second_text_width
+
 
 FULL = Size()
+SDXL = Size(
+    unet_channels=(320, 640, 1280),
+    unet_transformers=(0, 2, 10),
+    middle_transformers=10,
+    linear_projections=True,
+    label_width=1280 + 6 * 256,
+    second_text_width=1280,
+    second_text_layers=32,
+)
 
 
 def checkpoint(size: Size = FULL) -> Iterator[Parameter]:
     """Every parameter of a checkpoint file."""
-    for prefix, parameters in (
+    two = size.second_text_width > 0
+    first = "conditioner.embedders.0." if two else "cond_stage_model."
+    networks = [
         ("model.diffusion_model.", unet(size)),
         ("first_stage_model.", autoencoder(size)),
-        ("cond_stage_model.transformer.text_model.", text_encoder(size)),
-    ):
+        (f"{first}transformer.text_model.", text_encoder(size)),
+    ]
+    if two:
+        networks.append(("conditioner.embedders.1.model.", second_text_encoder(size)))
+    for prefix, parameters in networks:
         for name, shape in parameters:
             yield prefix + name, shape
 
 
 def unet(size: Size) -> Iterator[Parameter]:
-    """The denoiser: attention at all resolutions but the lowest."""
+    """The denoiser."""
     channels = size.unet_channels
     first, time = channels[0], 4 * channels[0]
     yield from _linear("time_embed.0", first, time)
     yield from _linear("time_embed.2", time, time)
+    if size.label_width:
+        yield from _linear("label_emb.0.0", size.label_width, time)
+        yield from _linear("label_emb.0.2", time, time)
     yield from _conv("input_blocks.0.0", size.latent_channels, first, 3)
     skips, width, index = [first], first, 1
     for level, wide in enumerate(channels):
         for _ in range(size.unet_blocks):
             block = f"input_blocks.{index}"
-            yield from _unet_block(block, width, wide, time, size, _attends(channels, level))
+            yield from _unet_block(block, width, wide, size, size.unet_transformers[level])
             skips.append(width := wide)
             index += 1
         if level < len(channels) - 1:
@@ -64,16 +96,16 @@ def unet(size: Size) -> Iterator[Parameter]:
             skips.append(wide)
             index += 1
     yield from _residual("middle_block.0", width, width, time)
-    yield from _transformer("middle_block.1", width, size.text_width)
+    yield from _transformer("middle_block.1", width, size, size.middle_transformers)
     yield from _residual("middle_block.2", width, width, time)
     index = 0
     for level, wide in reversed(list(enumerate(channels))):
-        attends = _attends(channels, level)
+        depth = size.unet_transformers[level]
         for number in range(size.unet_blocks + 1):
             block = f"output_blocks.{index}"
-            yield from _unet_block(block, width + skips.pop(), wide, time, size, attends)
+            yield from _unet_block(block, width + skips.pop(), wide, size, depth)
             if level > 0 and number == size.unet_blocks:
-                yield from _conv(f"{block}.{2 if attends else 1}.conv", wide, wide, 3)
+                yield from _conv(f"{block}.{2 if depth else 1}.conv", wide, wide, 3)
             width = wide
             index += 1
     yield from _norm("out.0", first)
@@ -125,16 +157,28 @@ def text_encoder(size: Size) -> Iterator[Parameter]:
     yield from _norm("final_layer_norm", width)
 
 
-def _attends(channels: tuple[int, ...], level: int) -> bool:
-    return level < len(channels) - 1
+def second_text_encoder(size: Size) -> Iterator[Parameter]:
+    """OpenCLIP's text transformer, under its own names, with its projection."""
+    width = size.second_text_width
+    yield "token_embedding.weight", (size.vocabulary, width)
+    yield "positional_embedding", (size.positions, width)
+    for layer in range(size.second_text_layers):
+        block = f"transformer.resblocks.{layer}"
+        yield f"{block}.attn.in_proj_weight", (3 * width, width)
+        yield f"{block}.attn.in_proj_bias", (3 * width,)
+        yield from _linear(f"{block}.attn.out_proj", width, width)
+        yield from _norm(f"{block}.ln_1", width)
+        yield from _linear(f"{block}.mlp.c_fc", width, 4 * width)
+        yield from _linear(f"{block}.mlp.c_proj", 4 * width, width)
+        yield from _norm(f"{block}.ln_2", width)
+    yield from _norm("ln_final", width)
+    yield "text_projection", (width, width)
 
 
-def _unet_block(
-    name: str, before: int, after: int, time: int, size: Size, attends: bool
-) -> Iterator[Parameter]:
-    yield from _residual(f"{name}.0", before, after, time)
-    if attends:
-        yield from _transformer(f"{name}.1", after, size.text_width)
+def _unet_block(name: str, before: int, after: int, size: Size, depth: int) -> Iterator[Parameter]:
+    yield from _residual(f"{name}.0", before, after, 4 * size.unet_channels[0])
+    if depth:
+        yield from _transformer(f"{name}.1", after, size, depth)
 
 
 def _residual(name: str, before: int, after: int, time: int) -> Iterator[Parameter]:
@@ -147,10 +191,24 @@ def _residual(name: str, before: int, after: int, time: int) -> Iterator[Paramet
         yield from _conv(f"{name}.skip_connection", before, after, 1)
 
 
-def _transformer(name: str, width: int, context: int) -> Iterator[Parameter]:
-    block = f"{name}.transformer_blocks.0"
+def _transformer(name: str, width: int, size: Size, depth: int) -> Iterator[Parameter]:
     yield from _norm(f"{name}.norm", width)
-    yield from _conv(f"{name}.proj_in", width, width, 1)
+    yield from _around_transformer(f"{name}.proj_in", width, size)
+    for number in range(depth):
+        yield from _transformer_block(
+            f"{name}.transformer_blocks.{number}", width, size.context_width
+        )
+    yield from _around_transformer(f"{name}.proj_out", width, size)
+
+
+def _around_transformer(name: str, width: int, size: Size) -> Iterator[Parameter]:
+    if size.linear_projections:
+        yield from _linear(name, width, width)
+    else:
+        yield from _conv(name, width, width, 1)
+
+
+def _transformer_block(block: str, width: int, context: int) -> Iterator[Parameter]:
     for attention, source in (("attn1", width), ("attn2", context)):
         yield f"{block}.{attention}.to_q.weight", (width, width)
         yield f"{block}.{attention}.to_k.weight", (width, source)
@@ -160,7 +218,6 @@ def _transformer(name: str, width: int, context: int) -> Iterator[Parameter]:
     yield from _linear(f"{block}.ff.net.2", 4 * width, width)
     for number in (1, 2, 3):
         yield from _norm(f"{block}.norm{number}", width)
-    yield from _conv(f"{name}.proj_out", width, width, 1)
 
 
 def _vae_residual(name: str, before: int, after: int) -> Iterator[Parameter]:

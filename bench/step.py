@@ -46,7 +46,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             lambda: pipe.decode_latents(latents, output_type="numpy"), 1
         )
         report["vae_probe"] = measuring.probe(picture)
-        report["vae_activations"] = pipe.vae.decoder.activation_bytes
+        report["vae_activations"] = pipe.vae.decoder.planned_bytes(
+            {"latents": list(latents.shape)}, {}
+        )
     report["peak_memory"] = measuring.peak_memory()
 
     if arguments.guided:

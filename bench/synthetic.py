@@ -1,6 +1,6 @@
 """Full-size models with random weights, made on the spot: no download is needed to measure speed.
 
-``python bench/synthetic.py --weight-type q8_0`` writes one and prints its path.
+``python bench/synthetic.py --model sdxl --weight-type q8_0`` writes one and prints its path.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 PLAIN = "f16"
 _POOL = 1 << 20
 _HEADER_ALIGNMENT = 64
+MODELS = {"sd15": shapes.FULL, "sdxl": shapes.SDXL}
+"""Stable Diffusion 1.5 (2.1 GB in f16) and XL (6.9 GB)."""
 
 
 def cache_folder() -> Path:
@@ -31,28 +33,29 @@ def cache_folder() -> Path:
     return path
 
 
-def model(weight_type: str = PLAIN, folder: Path | None = None) -> Path:
-    """A Stable Diffusion 1.5 file of `weight_type`; written when it is not there yet.
+def model(weight_type: str = PLAIN, folder: Path | None = None, name: str = "sd15") -> Path:
+    """A full-size file of `weight_type`; written when it is not there yet.
 
     f16 is a safetensors checkpoint with a tokenizer beside it; every other type is the GGUF that
-    ``sdengine.convert`` makes of it.
+    ``sdengine.convert`` makes of it. Both are written piece by piece: memory holds a few tensors.
 
     Args:
         weight_type: f16, or any type that ``sdengine.convert`` writes.
         folder: where to keep it; None takes :func:`cache_folder`.
+        name: a key of :data:`MODELS`.
     """
     folder = folder or cache_folder()
-    plain = folder / "sd15-f16.safetensors"
+    plain, converted = folder / f"{name}-f16.safetensors", folder / f"{name}-{weight_type}.gguf"
+    if weight_type != PLAIN and converted.is_file():
+        return converted
     if not plain.is_file():
         write_tokenizer(folder / "tokenizer")
-        write_checkpoint(plain)
+        write_checkpoint(plain, MODELS[name])
     if weight_type == PLAIN:
         return plain
-    converted = folder / f"sd15-{weight_type}.gguf"
-    if not converted.is_file():
-        import sdengine
+    import sdengine
 
-        sdengine.convert(plain, converted, weight_type)
+    sdengine.convert(plain, converted, weight_type)
     return converted
 
 
@@ -125,11 +128,12 @@ def _byte_characters() -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write a synthetic full-size SD1.5 model.")
+    parser = argparse.ArgumentParser(description="Write a synthetic full-size model.")
+    parser.add_argument("--model", default="sd15", choices=MODELS)
     parser.add_argument("--weight-type", default=PLAIN, help="f16, q8_0, q4_0, ... (f16)")
     parser.add_argument("--folder", type=Path, help="where to write it")
     arguments = parser.parse_args()
-    print(model(arguments.weight_type, arguments.folder))
+    print(model(arguments.weight_type, arguments.folder, arguments.model))
 
 
 if __name__ == "__main__":

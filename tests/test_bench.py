@@ -22,7 +22,7 @@ BENCH = Path(__file__).resolve().parent.parent / "bench"
 def bench(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     """The modules of bench/, which are scripts beside each other and no package."""
     monkeypatch.syspath_prepend(str(BENCH))
-    names = ("shapes", "measuring", "synthetic", "step", "compare")
+    names = ("shapes", "measuring", "synthetic", "step", "picture", "compare")
     modules = {name: __import__(name) for name in names}
     for name in names:
         monkeypatch.delitem(sys.modules, name)
@@ -51,6 +51,55 @@ def test_full_size_is_stable_diffusion_15(bench: dict[str, ModuleType]) -> None:
     assert counts == {"unet": 859520964, "autoencoder": 83653863, "text_encoder": 123060480}
     names = [name for name, _ in shapes.checkpoint()]
     assert len(names) == len(set(names)) == 686 + 248 + 196
+
+
+def test_full_size_is_stable_diffusion_xl(bench: dict[str, ModuleType]) -> None:
+    shapes = bench["shapes"]
+    parts = (shapes.unet, shapes.text_encoder, shapes.second_text_encoder)
+    counts = {
+        part.__name__: sum(math.prod(shape) for _, shape in part(shapes.SDXL)) for part in parts
+    }
+    # Of diffusers' and transformers' classes with the published configuration.
+    assert counts == {
+        "unet": 2567463684,
+        "text_encoder": 123060480,
+        "second_text_encoder": 694659840,
+    }
+    names = [name for name, _ in shapes.checkpoint(shapes.SDXL)]
+    assert len(names) == len(set(names)) == 2513  # the table of docs/model-files.md
+
+
+def test_a_picture_of_two_text_encoders(bench: dict[str, ModuleType], tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    size = bench["shapes"].Size(
+        unet_channels=(64, 128),
+        unet_blocks=1,
+        unet_transformers=(0, 2),
+        middle_transformers=2,
+        linear_projections=True,
+        label_width=128 + 6 * 256,
+        vae_channels=(32, 32, 32, 32),
+        vae_blocks=1,
+        text_width=64,
+        text_layers=2,
+        second_text_width=128,
+        second_text_layers=2,
+        vocabulary=600,
+    )
+    bench["synthetic"].write_checkpoint(path, size)
+    bench["synthetic"].write_tokenizer(tmp_path / "tokenizer", 600)
+    assert sdengine.inspect(path).to_dict()["title"] == "Stable Diffusion XL"
+    arguments = argparse.Namespace(model=str(path), threads=1, size=64, steps=2, guidance=5.0)
+    report = bench["picture"].measure(arguments)
+    json.dumps(report)
+    assert len(report["steps"]["seconds"]) == 2
+    memory = [report[f"memory_{stage}"] for stage in ("loaded", "text", "steps")]
+    assert memory == sorted(memory)
+    assert report["peak_memory"] >= memory[-1] > report["denoiser_activations"] > 0
+    line = bench["picture"].row(
+        {**report, "model": "sdxl", "weight_type": "f16", "size": 64, "guidance": 5.0}
+    )
+    assert len(line.split()) == 12
 
 
 def test_values_keep_activations_near_one(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +19,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from rich.console import Console
 
 import sdengine
 from sdengine.cli import main
-from sdengine.cli.generate_command import numbered
+from sdengine.cli.preview import HalfBlocks, numbered
+from sdengine.cli.settings import NOT_ON_A_COMMAND_LINE, SETTINGS, Setting
 from sdengine.errors import (
     Cancelled,
     FormatError,
@@ -29,6 +33,7 @@ from sdengine.errors import (
     ParameterError,
     UnsupportedModelError,
 )
+from sdengine.guidance import AdaptiveProjection, Guidance, PerturbedAttention
 from sdengine.images import save
 from sdengine.metadata import read_parameters
 
@@ -39,6 +44,7 @@ class Library:
 
     calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
     error: BaseException | None = None
+    colours: tuple[int, int, int] | None = (255, 0, 128)
 
     def _called(self, name: str, *args: Any, **options: Any) -> None:
         self.calls.append((name, args, options))
@@ -51,7 +57,10 @@ class Library:
         steps = options.get("steps") or 4
         for step in range(1, steps + 1):
             if callback:
-                callback(SimpleNamespace(step=step, steps=steps, sigma=1 - step / steps))
+                preview = self.preview
+                callback(
+                    SimpleNamespace(step=step, steps=steps, sigma=1 - step / steps, preview=preview)
+                )
         seed = options.get("seed") or 7
         seeds = [seed + i for i in range(options.get("batch_size") or 1)]
         common = {"prompt": args[0], "model": "demo", "width": 8, "height": 8, "sampler": "euler"}
@@ -63,9 +72,14 @@ class Library:
             metadata=[{**common, "seed": s, "steps": steps} for s in seeds],
         )
 
+    def preview(self) -> list[Image.Image]:
+        if self.colours is None:
+            raise ParameterError("there are no preview colours for Model X")
+        return [Image.new("RGB", (16, 16), self.colours), Image.new("RGB", (16, 16))]
+
     def load(self, *args: Any, **options: Any) -> SimpleNamespace:
         self._called("load", *args, **options)
-        return SimpleNamespace(generate=self.generate)
+        return SimpleNamespace(generate=self.generate, path=args[0])
 
     def convert(self, *args: Any, **options: Any) -> SimpleNamespace:
         callback = options.pop("callback")
@@ -133,44 +147,124 @@ def test_generate_with_the_demo_model(run: Run, library: Library) -> None:
     assert read_parameters("out.png")["prompt"] == "a red circle"
 
 
-def test_every_option_reaches_the_library(run: Run, library: Library) -> None:
+def test_model_options_reach_the_library(run: Run, library: Library) -> None:
     result = run(
         *("generate", "a cat", "-m", "m.gguf", "--vae", "v.safetensors"),
         *("--text-encoder", "text_encoder=a=b", "--text-encoder", "text_encoder_2=c"),
         *("--tokenizer", "tok", "--device", "cpu", "--threads", 3),
-        *("-n", "blurry", "-W", 64, "-H", 128, "--steps", 9, "--cfg-scale", 6.5),
-        *("--sampler", "euler_a", "--schedule", "karras", "-s", 0, "-b", 2, "--clip-skip", 2),
-        *("-o", "cat.webp"),
+        *("--family", "sdxl", "--prediction", "v_prediction", "--weight-type", "q8_0"),
+        *("-n", "blurry"),
     )
     assert result.exit_code == 0, result.output
     load, generate = library.calls
-    encoders = {"text_encoder": "a=b", "text_encoder_2": "c"}
-    assert load == (
-        "load",
-        ("m.gguf",),
-        {
-            "vae": "v.safetensors",
-            "text_encoders": encoders,
-            "tokenizer": "tok",
-            "device": "cpu",
-            "threads": 3,
-        },
+    options = {"vae": "v.safetensors", "tokenizer": "tok", "device": "cpu", "threads": 3}
+    options |= {"family": "sdxl", "prediction": "v_prediction", "weight_type": "q8_0"}
+    options["text_encoders"] = {"text_encoder": "a=b", "text_encoder_2": "c"}
+    assert load == ("load", ("m.gguf",), options)
+    assert generate[1:] == (("a cat",), {"negative_prompt": "blurry"})
+
+
+def test_several_files_for_a_component(run: Run, library: Library) -> None:
+    files = ("--vae", "enc", "--vae", "dec", "--text-encoder", "l", "--text-encoder", "g")
+    assert run("generate", "a", "-m", "m", *files).exit_code == 0
+    assert library.calls[0][2] == {"vae": ["enc", "dec"], "text_encoders": ["l", "g"]}
+    assert run("convert", "a", "b.gguf", *files).exit_code == 0
+    assert (
+        library.calls[2][2].items() >= {"vae": ["enc", "dec"], "text_encoders": ["l", "g"]}.items()
     )
-    assert generate[1:] == (
-        ("a cat",),
-        {
-            "negative_prompt": "blurry",
-            "width": 64,
-            "height": 128,
-            "steps": 9,
-            "guidance_scale": 6.5,
-            "sampler": "euler_a",
-            "schedule": "karras",
-            "seed": 0,
-            "batch_size": 2,
-            "clip_skip": 2,
-        },
-    )
+
+
+VALUES: dict[str, tuple[str, Any]] = {
+    "prompt_2": ("a dog", "a dog"),
+    "negative_prompt_2": ("ugly", "ugly"),
+    "weighting": ("compel", "compel"),
+    "clip_skip": ("2", 2),
+    "width": ("64", 64),
+    "height": ("128", 128),
+    "aspect_ratio": ("16:9", "16:9"),
+    "batch_size": ("2", 2),
+    "seamless": ("xy", "xy"),
+    "tile": ("0", 0),
+    "sizes": ("crop_top=8", {"crop_top": 8.0}),
+    "negative_sizes": ("crop_left=0", {"crop_left": 0.0}),
+    "steps": ("9", 9),
+    "sampler": ("euler_a", "euler_a"),
+    "schedule": ("karras", "karras"),
+    "sigmas": ("14.6,2,0", [14.6, 2.0, 0.0]),
+    "timesteps": ("999,500", [999, 500]),
+    "eta": ("0.5", 0.5),
+    "s_noise": ("1.01", 1.01),
+    "s_churn": ("2", 2.0),
+    "s_tmin": ("0.1", 0.1),
+    "s_tmax": ("9", 9.0),
+    "order": ("3", 3),
+    "denoising_start": ("0.2", 0.2),
+    "denoising_end": ("0.8", 0.8),
+    "compat": ("a1111", "a1111"),
+    "guidance_scale": ("6.5", 6.5),
+    "true_cfg_scale": ("4,2,1", [4.0, 2.0, 1.0]),
+    "image_guidance_scale": ("1.5", 1.5),
+    "guidance_rescale": ("0.7", 0.7),
+    "guidance": (
+        "perturbed_attention scale=2 layers=mid_block/up_blocks.1",
+        Guidance(perturbed_attention=PerturbedAttention(("mid_block", "up_blocks.1"), 2)),
+    ),
+    "seed": ("0", 0),
+    "noise": ("torch-cuda", "torch-cuda"),
+    "variation_seed": ("7", 7),
+    "variation_strength": ("0.25", 0.25),
+    "image": ("in.png", "in.png"),
+    "mask": ("mask.png", "mask.png"),
+    "depth": ("depth.png", "depth.png"),
+    "control_images": ("edges.png", ["edges.png"]),
+    "control_scales": ("0.5,1", [0.5, 1.0]),
+    "control_start": ("0.1", 0.1),
+    "control_end": ("0.8", 0.8),
+    "control_mode": ("prompt", "prompt"),
+    "ip_images": ("face.png", ["face.png"]),
+    "ip_scale": ("0.6", 0.6),
+    "strength": ("0.6", 0.6),
+    "resize_mode": ("pad", "pad"),
+}
+SWITCHES = {"brownian": "--brownian", "guess_mode": "--guess-mode"}
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.name)
+def test_every_option_reaches_the_library(run: Run, library: Library, setting: Setting) -> None:
+    for flag in setting.flags:
+        library.calls.clear()
+        if setting.name in SWITCHES:
+            (given, expected), flags = ("", True), [SWITCHES[setting.name]]
+        else:
+            (given, expected), flags = VALUES[setting.name], [flag, VALUES[setting.name][0]]
+        result = run("generate", "a", *flags)
+        assert result.exit_code == 0, (given, result.output)
+        assert library.calls == [("generate", ("a",), {setting.name: expected})]
+
+
+def test_the_command_line_has_every_option_of_the_library() -> None:
+    names = [setting.name for setting in SETTINGS]
+    assert len(set(names)) == len(names)
+    assert set(names) | NOT_ON_A_COMMAND_LINE == set(sdengine.GenerateOptions.__annotations__)
+    assert not set(names) & NOT_ON_A_COMMAND_LINE
+
+
+def test_options_that_repeat(run: Run, library: Library) -> None:
+    run("generate", "a", "--size-conditioning", "crop_top=8", "--size-conditioning", "crop_left=9")
+    assert library.calls[0][2] == {"sizes": {"crop_top": 8.0, "crop_left": 9.0}}
+    kinds = ("--guidance", "interval=0.2/0.8", "--guidance", "projection")
+    run("generate", "a", *kinds, "--no-brownian")
+    expected = Guidance(interval=(0.2, 0.8), projection=AdaptiveProjection())
+    assert library.calls[1][2] == {"guidance": expected, "brownian": False}
+
+
+def test_a_refiner_shares_what_is_not_the_models_own(run: Run, library: Library) -> None:
+    options = ("-m", "base", "--vae", "v", "--tokenizer", "tok", "--threads", 2)
+    assert run("generate", "a", *options, "--refiner", "fine").exit_code == 0
+    base, refiner, generate = library.calls
+    assert base[2] == {"vae": "v", "tokenizer": "tok", "threads": 2}
+    assert refiner == ("load", ("fine",), {"tokenizer": "tok", "threads": 2})
+    assert generate[2]["refiner"].path == "fine"
 
 
 @pytest.mark.parametrize("name", ["--cfg-scale", "--guidance-scale"])
@@ -197,7 +291,22 @@ def test_numbering() -> None:
         (("generate", "a", "-o", "absent/a.png"), 1, "there is no folder absent"),
         (("generate", "a", "--threads", "3"), 2, "--threads needs --model"),
         (("generate", "a", "--text-encoder", "x=y"), 2, "--text-encoder needs --model"),
-        (("generate", "a", "-m", "m", "--text-encoder", "x"), 2, "takes NAME=VALUE, not 'x'"),
+        (
+            ("generate", "a", "-m", "m", "--text-encoder", "x", "--text-encoder", "y=z"),
+            *(2, "takes NAME=PATH each time, or PATH each time"),
+        ),
+        (("generate", "a", "--refiner", "x"), 2, "--refiner needs --model"),
+        (("generate", "a", "--sigmas", "1;2"), 2, "'1;2' is not a list of numbers"),
+        (("generate", "a", "--timesteps", "1.5"), 2, "'1.5' is not a list of whole numbers"),
+        (("generate", "a", "--size-conditioning", "crop_top"), 2, "'crop_top' is not KEY=NUMBER"),
+        (("generate", "a", "--guidance", "projection eta"), 2, "is not KIND, or KIND NAME=VALUE"),
+        (
+            ("generate", "a", "--guidance", "magic"),
+            2,
+            "no guidance 'magic'; choose one of interval",
+        ),
+        (("generate", "a", "--seamless", "z"), 2, "'x', 'y', 'xy'"),
+        (("generate", "--from", "absent.png"), 2, "there is no such file"),
         (("generate", "a", "--steps", "many"), 2, "not a valid integer"),
         (("generate", "a", "--quality", "0"), 2, "1<=x<=100"),
         (("generate",), 2, "Missing argument"),
@@ -256,6 +365,125 @@ def test_progress_is_shown_on_a_terminal_only(run: Run, monkeypatch: pytest.Monk
     assert run("generate", "a").stderr == ""
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes stderr for a terminal
     assert "generating" in run("generate", "a").stderr
+
+
+# ------------------------------ previews
+def test_previews_as_files(run: Run) -> None:
+    result = run("generate", "a", "--steps", "10", "--preview-dir", "new/steps")
+    assert (result.exit_code, result.stderr) == (0, "")
+    files = sorted(os.listdir("new/steps"))
+    assert len(files) == 20
+    assert files[:3] == ["step-001-2.png", "step-001.png", "step-002-2.png"]
+    with Image.open("new/steps/step-010.png") as image:
+        assert image.getpixel((3, 3)) == (255, 0, 128)
+
+
+def test_a_preview_folder_that_cannot_be_made(run: Run, library: Library) -> None:
+    Path("file").write_text("")
+    result = run("generate", "a", "--preview-dir", "file/steps")
+    assert (result.exit_code, library.calls) == (1, [])
+    assert result.stderr.startswith("error: file/steps could not be made: ")
+
+
+def test_previews_in_the_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("generate", "a", "--preview").stderr == ""  # no terminal, nothing drawn
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("LINES", "20")
+    drawn = run("generate", "a", "--preview").stderr
+    assert "38;2;255;0;128;48;2;255;0;128m\N{UPPER HALF BLOCK}" in drawn
+    assert "\N{UPPER HALF BLOCK}" not in run("generate", "a").stderr
+
+
+@pytest.mark.parametrize(("size", "columns", "rows"), [((512, 256), 30, 8), ((64, 256), 8, 17)])
+def test_the_drawn_picture_fits(size: tuple[int, int], columns: int, rows: int) -> None:
+    console = Console(width=30, height=20, file=io.StringIO(), force_terminal=True)
+    drawing = HalfBlocks()
+    assert not any(console.render_lines(drawing, pad=False))
+    drawing.image = Image.new("RGB", size)
+    lines = [line for line in console.render_lines(drawing, pad=False) if line]
+    assert len(lines) <= rows
+    assert {sum(len(segment.text) for segment in line) for line in lines} == {columns}
+
+
+def test_a_model_without_preview_colours(run: Run, library: Library) -> None:
+    library.colours = None
+    result = run("generate", "a", "--preview-dir", "steps")
+    assert result.exit_code == 0
+    assert result.stderr == "no preview: there are no preview colours for Model X\n"
+    assert os.listdir("steps") == []
+
+
+# ------------------------------ --from
+def picture(name: str, text: str) -> str:
+    save(Image.new("RGB", (8, 8)), name, text)
+    return name
+
+
+LAST_LINE = "Steps: 9, Sampler: Euler a, CFG scale: 3, Seed: 4, Size: 64x128"
+
+
+def test_a_picture_is_made_again(run: Run, library: Library) -> None:
+    source = picture("a.png", f"a cat\nNegative prompt: ugly\n{LAST_LINE}, Eta: 0.5, Model: x")
+    assert run("generate", "--from", source).exit_code == 0
+    options = {"negative_prompt": "ugly", "steps": 9, "sampler": "euler_a", "guidance_scale": 3.0}
+    options |= {"seed": 4, "width": 64, "height": 128, "eta": 0.5}
+    assert library.calls == [("generate", ("a cat",), options)]
+    library.calls.clear()
+    assert run("generate", "a dog", "--from", source, "-s", 5, "--ar", "1:1").exit_code == 0
+    options = {k: v for k, v in options.items() if k not in ("width", "height")}
+    assert library.calls == [
+        ("generate", ("a dog",), {**options, "seed": 5, "aspect_ratio": "1:1"})
+    ]
+
+
+def test_what_is_given_overrules_what_belongs_to_it(run: Run, library: Library) -> None:
+    source = picture("a.png", f"a cat\n{LAST_LINE}, Sigmas: 3 2 0, Denoising strength: 0.5")
+    run("generate", "--from", source, "--steps", 3)
+    assert library.calls[0][2].keys().isdisjoint({"sigmas", "strength"})
+    run("generate", "--from", source, "-i", "in.png")
+    assert library.calls[1][2].items() >= {"sigmas": (3.0, 2.0, 0.0), "strength": 0.5}.items()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"p\n{LAST_LINE}, Task: inpainting", "from a given image: repeat it with --image"),
+        (f"p\n{LAST_LINE}, Refiner: fine", "made with the refiner fine: give it with --refiner"),
+    ],
+)
+def test_pictures_that_need_more(run: Run, library: Library, text: str, words: str) -> None:
+    result = run("generate", "--from", picture("a.png", text))
+    assert (result.exit_code, library.calls) == (2, [])
+    assert words in " ".join(result.stderr.split())
+
+
+def test_a_picture_without_parameters(run: Run) -> None:
+    Image.new("RGB", (8, 8)).save("a.png")
+    assert "carries no generation parameters" in run("generate", "--from", "a.png").stderr
+
+
+def test_end_to_end_with_the_demo_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["generate", "a red circle", "--steps", "3", "--guidance", "perturbed_attention"]
+    arguments += ["--variation-seed", "1", "--variation-strength", "0.2", "--preview-dir", "steps"]
+    for run_arguments in (arguments, ["generate", "--from", "out.png", "-o", "again.png"]):
+        result = CliRunner().invoke(main, run_arguments)
+        assert result.exit_code == 0, result.output
+    with Image.open("out.png") as first, Image.open("again.png") as second:
+        assert first.tobytes() == second.tobytes()
+    assert len(os.listdir("steps")) == 3
+
+
+@pytest.mark.filterwarnings("always::sdengine.UnwiseWarning")
+def test_warnings_are_one_line(run: Run, library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warn(*_: Any, **__: Any) -> list[Any]:
+        warnings.warn("use lcm with care", sdengine.UnwiseWarning, stacklevel=1)
+        return []
+
+    monkeypatch.setattr(sdengine, "devices", warn)
+    assert run("devices").stderr == "warning: use lcm with care\n"
 
 
 # ------------------------------ inspect

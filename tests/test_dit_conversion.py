@@ -61,7 +61,7 @@ def test_parts_are_joined(
     found = located(open_index(source), kind, TABLES[kind])
     hyper = config_of(found, json_of(model))
     plan = plan_of(plan_model(tiny_sd1_folder(tmp_path / "sd1")), found, hyper)
-    monkeypatch.setattr(conversion, "plan_model", lambda *_: plan)
+    monkeypatch.setattr(conversion, "plan_model", lambda *_, **__: plan)
     done = sdengine.convert(source, target, weight_type=weight_type)
 
     written = open_index(target)
@@ -92,7 +92,7 @@ def test_joined_parameters_share_the_better_type(
     plan = plan_of(
         plan_model(tiny_sd1_folder(tmp_path / "sd1")), found, config_of(found, json_of(model))
     )
-    monkeypatch.setattr(conversion, "plan_model", lambda *_: plan)
+    monkeypatch.setattr(conversion, "plan_model", lambda *_, **__: plan)
     events: list[conversion.ConvertEvent] = []
     sdengine.convert(
         source, target, weight_type="q4_0", rules=["*.to_v.*=q8_0"], callback=events.append

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from sdengine.errors import FormatError, ParameterError
 from sdengine.inspection import ModelInfo, inspect
-from tests import models
+from tests import models, unet_models
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +117,35 @@ def test_no_such_file_and_no_model(tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("no weights at all")
     with pytest.raises(FormatError):
         inspect(tmp_path / "text.safetensors")
+
+
+def test_how_a_model_is_read_and_sampled(folder: Path, tmp_path: Path) -> None:
+    path = models.write_ldm_safetensors(folder, tmp_path / "Hyper-SD15-4steps.safetensors")
+    info = inspect(path)
+    assert (info.prediction, info.size_conditioning) == ("epsilon", ())
+    assert info.text_encoders == {"text_encoder": "a CLIP text encoder"}
+    assert "\n  predicts epsilon\n  reads text with a CLIP text encoder\n" in str(info)
+    assert "recipe: Hyper-SD, 4 steps: 4 steps of ddim, schedule trailing, guidance 1 (" in str(
+        info
+    )
+    assert inspect(folder).recipe is None
+
+
+def test_what_an_sdxl_is_told(tmp_path: Path) -> None:
+    folder = unet_models.tiny_folder(tmp_path / "sdxl_lightning_4step", "sdxl")
+    info = inspect(folder)
+    assert list(info.text_encoders) == ["text_encoder", "text_encoder_2"]
+    assert info.size_conditioning[:2] == ("original_height", "original_width")
+    assert "is told original_height, original_width, crop_top" in str(info)
+    assert info.recipe is not None
+    assert info.recipe.startswith("SDXL-Lightning, 4 steps: 4 steps of euler, schedule trailing")
+
+
+def test_a_recipe_may_say_what_is_predicted(tmp_path: Path) -> None:
+    folder = unet_models.tiny_folder(tmp_path / "sdxl_lightning_1step_x0", "sdxl")
+    assert inspect(folder).prediction == "sample"
+
+
+def test_a_part_predicts_nothing(folder: Path) -> None:
+    info = inspect(folder / "vae")
+    assert (info.prediction, info.recipe, info.text_encoders) == (None, None, {})

@@ -18,11 +18,14 @@ NATIVE = {
     "runtime": {"base"},
     "kernels": {"base"},
     "weights": {"base", "runtime"},
+    "adapters": {"base", "runtime", "kernels", "weights"},
     "nn": {"base", "runtime", "kernels", "weights"},
     "networks": {"base", "runtime", "weights", "nn"},
     "sampling": {"base"},
-    "stages": {"base", "runtime", "weights", "networks", "sampling"},
-    "bindings": {"base", "runtime", "kernels", "weights", "networks", "sampling", "stages"},
+    "stages": {"base", "runtime", "weights", "adapters", "networks", "sampling"},
+    "bindings": {
+        *("base", "runtime", "kernels", "weights", "adapters", "networks", "sampling", "stages")
+    },
 }
 
 # Which parts of the package each part may import. Parts that are not listed stand on top and may import all.
@@ -32,7 +35,8 @@ PYTHON = {
     "tokenizers": {"errors", "formats"},
     "prompt": {"errors", "tokenizers"},
     "images": {"errors"},
-    "metadata": {"errors"},
+    "metadata_fields": {"errors"},
+    "metadata": {"errors", "metadata_fields"},
     "random": {"errors", "_core"},
     "guidance": {"errors", "_core"},
     "sampling": {"errors", "_core", "random"},

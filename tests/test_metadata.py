@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from sdengine.metadata import (
     read_parameters,
     read_parameters_text,
 )
+from sdengine.metadata_fields import FIELDS
+from sdengine.sampling import SAMPLERS, SCHEDULES
 
 FULL: dict[str, Any] = {
     "prompt": "a red circle, on a blue background",
@@ -180,11 +184,8 @@ def test_hostile_prompts_round_trip(prompt: str, negative: str) -> None:
 LABELS = st.from_regex(r"\A[A-Za-z0-9_][A-Za-z0-9_ /-]{0,8}[A-Za-z0-9_/-]\Z").filter(
     lambda label: label not in RESERVED
 )
-RESERVED = {
-    *("steps", "sampler", "schedule", "seed", "size", "model", "vae", "strength", "width"),
-    *("height", "version", "prompt", "Steps", "Sampler", "Seed", "Size", "Model", "VAE"),
-    *("Version",),
-}
+RESERVED = {"width", "height", "version", "prompt", "Version"}
+RESERVED |= {name for field in FIELDS for name in (field.name, field.label)}
 
 
 @settings(deadline=None, derandomize=True)
@@ -192,6 +193,94 @@ RESERVED = {
 def test_anything_round_trips(prompt: str, negative: str, others: dict[str, str]) -> None:
     given_ = {"prompt": prompt, "negative_prompt": negative, "version": "v", **others}
     assert parse_parameters(format_parameters(given_)) == given_
+
+
+NUMBERS = st.floats(allow_nan=False)
+WHOLE = st.integers(0, 2**64 - 1)
+WORDS = st.from_regex(r"\A[m-z][a-z0-9_.]{0,12}\Z")
+ITEMS = st.one_of(NUMBERS, WHOLE, WORDS)
+RECORDS = st.dictionaries(
+    WORDS, st.one_of(ITEMS, st.lists(ITEMS, min_size=2, max_size=3).map(tuple)), min_size=1
+)
+LISTS = st.lists(NUMBERS, min_size=2, max_size=4).map(tuple)
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    **dict.fromkeys(("steps", "seed", "variation_seed", "clip_skip", "order"), WHOLE),
+    **dict.fromkeys(("batch_size", "batch_position"), WHOLE),
+    **dict.fromkeys(("strength", "variation_strength", "eta", "s_churn", "s_tmin"), NUMBERS),
+    **dict.fromkeys(("s_tmax", "s_noise", "denoising_start", "denoising_end"), NUMBERS),
+    **dict.fromkeys(("guidance_rescale", "image_guidance_scale"), NUMBERS),
+    **dict.fromkeys(("guidance_scale", "true_cfg_scale"), st.one_of(NUMBERS, LISTS)),
+    **dict.fromkeys(("sigmas", "interval"), LISTS),
+    "timesteps": st.lists(WHOLE, min_size=1, max_size=3).map(tuple),
+    **dict.fromkeys(("model", "model_hash", "vae", "refiner", "task", "prompt_2"), st.text()),
+    **dict.fromkeys(("negative_prompt_2", "compat", "weighting", "resize_mode"), st.text()),
+    "brownian": st.booleans(),
+    "sampler": st.sampled_from(SAMPLERS),
+    "schedule": st.sampled_from(SCHEDULES),
+    "noise": st.sampled_from(["torch-cpu", "torch-cuda"]),
+    "seamless": st.sampled_from(["x", "y", "xy"]),
+    **dict.fromkeys(("sizes", "negative_sizes", "projection", "threshold", "mimic"), RECORDS),
+    **dict.fromkeys(("skip_layers", "perturbed_attention"), RECORDS),
+    **dict.fromkeys(("normalized_attention", "zero_star"), RECORDS),
+}
+
+
+def test_every_field_has_values_below() -> None:
+    assert set(VALUES) | {"size"} == {field.name for field in FIELDS}
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.fixed_dictionaries({}, optional=VALUES), st.text())
+def test_every_known_field_round_trips(fields: dict[str, Any], prompt: str) -> None:
+    given_ = {"prompt": prompt, "negative_prompt": "", "version": "v", **fields}
+    assert parse_parameters(format_parameters(given_)) == given_
+
+
+@dataclass(frozen=True)
+class Kind:
+    layers: tuple[str, ...] = ("mid_block", "up_blocks.1")
+    scale: float = 2.0
+
+
+def test_values_are_readable() -> None:
+    text = format_parameters(
+        {
+            "steps": 1,
+            "guidance_scale": [7.0, 3.5],
+            "s_tmax": math.inf,
+            "brownian": False,
+            "skip_layers": Kind(),
+            "a tuple": (1.0, 2.5),
+            "a dict": {"x": 1.0},
+            "a kind": Kind(),
+            "eta": None,
+            "version": "v",
+        }
+    )
+    assert text == (
+        "Steps: 1, CFG scale: 7 3.5, Sigma tmax: inf, Brownian noise: no, "
+        "Skip layers: layers=mid_block/up_blocks.1 scale=2, a tuple: 1 2.5, a dict: x=1, "
+        "a kind: layers=mid_block/up_blocks.1 scale=2, Version: v"
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ("Sampler: PLMS", {"sampler": "ipndm"}),
+        ("Sampler: DDIM CFG++", {"sampler": "euler_cfg_pp"}),
+        ("Sampler: DPM++ 2M SDE Heun Exponential", {"sampler": "dpm++2m_sde_heun"}),
+        ("Schedule type: Normal", {"schedule": "discrete"}),
+        ("RNG: GPU", {"noise": "torch-cuda"}),
+        ("Tiling: True", {"seamless": "xy"}),
+        ("Brownian noise: maybe", {"Brownian noise": "maybe"}),
+        ("Skip layers: mid_block", {"Skip layers": "mid_block"}),
+        ("CFG interval: ", {"CFG interval": ""}),
+    ],
+)
+def test_labels_that_are_read(field: str, expected: dict[str, Any]) -> None:
+    found = parse_parameters(f"p\nSteps: 1, {field}, Seed: 2, Size: 8x8")
+    assert {k: found.get(k) for k in expected} == expected
 
 
 @settings(deadline=None, derandomize=True)

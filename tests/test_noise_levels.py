@@ -58,9 +58,10 @@ def test_flow_models_equal_their_pipelines(config: dict[str, Any], tokens: int, 
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=mu)
     levels = noise_levels(settings, tokens)
     found = make_schedule(settings, settings.schedule or "trailing", steps, levels)
-    # The reference takes 1 - sigma in float32 for a terminal sigma: two roundings of 1.
-    assert np.abs(found.sigmas - scheduler.sigmas.numpy()).max() <= 2.4e-7
-    assert np.abs(found.timesteps - scheduler.timesteps.numpy()).max() <= 2.4e-4
+    # The reference stretches 1 - sigma to a terminal sigma in float32: up to eight roundings of
+    # numbers near 1.
+    assert np.abs(found.sigmas - scheduler.sigmas.numpy()).max() <= 8 * 2.0**-24
+    assert np.abs(found.timesteps - scheduler.timesteps.numpy()).max() <= 1000 * 8 * 2.0**-24
 
 
 def test_the_shift_of_flux_and_qwen_image() -> None:

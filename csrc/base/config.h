@@ -43,6 +43,8 @@ class Config {
                                                   std::to_string(index) + " was asked for");
         return list[index];
     }
+    // For what only some of a kind's networks have.
+    bool has(const std::string& name) const { return get<Map>("a table").count(name) != 0; }
     size_t size() const { return get<List>("a list").size(); }
 
     bool boolean() const { return get<bool>("true or false"); }

@@ -4,6 +4,8 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <memory>
+
 #include "stages/runner.h"
 
 namespace sde::bindings {
@@ -35,6 +37,17 @@ inline pybind11::array_t<float> to_numpy(const std::vector<float>& values, const
         std::vector<pybind11::ssize_t>(shape.dims().begin(), shape.dims().end()));
     std::copy(values.begin(), values.end(), array.mutable_data());
     return array;
+}
+
+// The same for a large result: the array takes the values over, without a copy.
+inline pybind11::array_t<float> moved_to_numpy(std::vector<float>&& values, const Shape& shape) {
+    auto owned = std::make_unique<std::vector<float>>(std::move(values));
+    float* data = owned->data();
+    const pybind11::capsule owner(
+        owned.get(), [](void* held) { delete static_cast<std::vector<float>*>(held); });
+    owned.release();
+    return pybind11::array_t<float>(
+        std::vector<pybind11::ssize_t>(shape.dims().begin(), shape.dims().end()), data, owner);
 }
 
 }  // namespace sde::bindings

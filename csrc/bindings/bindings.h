@@ -7,6 +7,7 @@ namespace sde::bindings {
 
 void bind_errors(pybind11::module_& m);
 void bind_weights(pybind11::module_& m);
+void bind_adapters(pybind11::module_& m);
 void bind_networks(pybind11::module_& m);
 void bind_stages(pybind11::module_& m);
 void bind_kernels(pybind11::module_& m);

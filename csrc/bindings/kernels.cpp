@@ -104,6 +104,7 @@ Activation parse_activation(const std::string& name) {
     if (name == "gelu_tanh") return Activation::GeluTanh;
     if (name == "quick_gelu") return Activation::QuickGelu;
     if (name == "relu") return Activation::Relu;
+    if (name == "leaky_relu") return Activation::LeakyRelu;
     reject("unknown activation '" + name + "'");
 }
 
@@ -244,11 +245,13 @@ py::array_t<float> run_attention(const Floats& q, const Floats& k, const Floats&
     expect_size("distance_bias", distance_bias, heads * (op.q_len + op.kv_len - 1));
     op.distance_bias = data_of(distance_bias);
     if (mask) {
-        expect_axes("mask", *mask, 3);
+        const bool per_head = mask->ndim() == 4;
+        expect_axes("mask", *mask, per_head ? 4 : 3);
         op.mask = mask->data(), op.mask_batch = mask->shape(0);
+        op.mask_heads = per_head ? heads : 1;
         if (op.mask_batch != 1 && op.mask_batch != op.batch)
             reject("mask's batch is neither 1 nor the batch");
-        expect_size("mask", mask, op.mask_batch * op.q_len * op.kv_len);
+        expect_size("mask", mask, op.mask_batch * op.mask_heads * op.q_len * op.kv_len);
     }
     py::array_t<float> output({op.batch, op.q_len, static_cast<int64_t>(q.shape(2))});
     op.output = output.mutable_data();

@@ -14,6 +14,7 @@ PYBIND11_MODULE(_core, m) {
     m.attr("ggml_version") = ggml_version();
     ggml_log_set(discard_log, nullptr);
     sde::bindings::bind_errors(m);
+    sde::bindings::bind_adapters(m);
     sde::bindings::bind_weights(m);
     sde::bindings::bind_networks(m);
     sde::bindings::bind_schedules(m);

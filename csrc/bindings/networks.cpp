@@ -99,10 +99,26 @@ void bind_networks(py::module_& m) {
             py::arg("shapes"), py::arg("options") = networks::Options{},
             "Bytes of activations that an evaluation at these input shapes takes; none is "
             "allocated.")
+        .def(
+            "set_adapters",
+            [](Runner& runner, const std::vector<std::pair<std::shared_ptr<Adapter>, float>>& of) {
+                std::vector<AdapterUse> uses;
+                for (const auto& [adapter, scale] : of) uses.push_back({adapter, scale});
+                const py::gil_scoped_release release;
+                runner.set_adapters(uses);
+            },
+            py::arg("adapters"),
+            "Make exactly these adapters apply, each with its scale; they read their files now.")
+        .def_property_readonly("adapter_bytes", &Runner::adapter_bytes,
+                               "Memory that the adapters take.")
         .def("release", &Runner::release, py::call_guard<py::gil_scoped_release>(),
              "Free the graphs; the next run builds them again.")
         .def("release_weights", &Runner::release_weights, py::call_guard<py::gil_scoped_release>(),
              "Let mapped weights leave memory; the next run reads them again from the file.")
+        .def(
+            "release_activations", &Runner::release_activations,
+            py::call_guard<py::gil_scoped_release>(),
+            "Let large activations leave memory; the graphs stay, and the next run takes it again.")
         .def_property_readonly(
             "activation_bytes",
             py::cpp_function(&Runner::activation_bytes, py::call_guard<py::gil_scoped_release>()))

@@ -28,6 +28,16 @@ py::array_t<float> run_autoencoder(Runner& network, const FloatArray& array, int
     return to_numpy(output.floats, output.shape);
 }
 
+py::array_t<float> run_upscaler(Runner& network, const FloatArray& array, int64_t factor,
+                                int64_t grid, int64_t tile, int64_t overlap,
+                                const CancelToken* cancel) {
+    const HostArray input = to_host(array);
+    HostArray output = without_gil(cancel, [&](const CancelCheck& check) {
+        return upscale_image(network, input, factor, grid, {tile, overlap, 0}, check);
+    });
+    return moved_to_numpy(std::move(output.floats), output.shape);
+}
+
 using NamedArrays = std::map<std::string, py::array>;
 
 HostArrays to_host_arrays(const NamedArrays& arrays) {
@@ -43,7 +53,14 @@ Branch make_branch(const std::string& role, const NamedArrays& inputs, float wei
     return branch;
 }
 
-using Phases = std::vector<std::pair<int, std::vector<Branch>>>;
+Control make_control(std::shared_ptr<Runner> network, const NamedArrays& inputs,
+                     std::vector<float> weights, std::map<std::string, float> factors,
+                     bool positive_only, bool pooled) {
+    return {std::move(network), to_host_arrays(inputs), std::move(weights),
+            std::move(factors), positive_only,          pooled};
+}
+
+using Phases = std::vector<std::pair<int, std::vector<std::shared_ptr<Branch>>>>;
 using BlendArrays = std::tuple<FloatArray, FloatArray, FloatArray>;
 
 std::unique_ptr<DenoiseRun> make_run(
@@ -53,7 +70,8 @@ std::unique_ptr<DenoiseRun> make_run(
     const std::string& noise_state, const std::string& noise, Phases phases,
     const sampling::Guidance& guidance, std::optional<float> eta, float s_noise,
     std::optional<bool> brownian, std::optional<int> order, const std::array<float, 3>& churn,
-    const std::optional<BlendArrays>& blend, const networks::Options& run_options, bool split) {
+    const std::optional<BlendArrays>& blend, const networks::Options& run_options, bool split,
+    const std::vector<Control>& controls) {
     const HostArray start = to_host(x);
     if (seeds.empty() || start.floats.empty() || start.floats.size() % seeds.size() != 0)
         throw Error(ErrorKind::Parameter, "one seed per picture is needed");
@@ -80,8 +98,10 @@ std::unique_ptr<DenoiseRun> make_run(
                                                              guidance,
                                                              {},
                                                              run_options,
-                                                             split});
-    for (auto& [until, branches] : phases) setup->phases.push_back({until, std::move(branches)});
+                                                             split,
+                                                             controls});
+    for (auto& [until, branches] : phases)
+        setup->phases.push_back({until, {branches.begin(), branches.end()}});
     if (blend) {
         const auto& [original, kept_noise, mask] = *blend;
         setup->blend = Blend{to_host(original), to_host(kept_noise), to_host(mask)};
@@ -103,7 +123,7 @@ void bind_denoise(py::module_& m) {
              py::arg("brownian") = py::none(), py::arg("order") = py::none(),
              py::arg("churn") = std::array{0.0f, 0.0f, std::numeric_limits<float>::infinity()},
              py::arg("blend") = py::none(), py::arg("options") = networks::Options{},
-             py::arg("split") = false)
+             py::arg("split") = false, py::arg("controls") = std::vector<Control>{})
         .def(
             "step",
             [](DenoiseRun& run, const CancelToken* cancel) {
@@ -170,9 +190,14 @@ void bind_guidance(py::module_& m) {
              py::arg("threshold") = py::none(), py::arg("mimic") = py::none(),
              py::arg("skip") = py::none(), py::arg("perturb") = py::none(),
              py::arg("nag") = py::none(), py::arg("zero_steps") = py::none());
-    py::class_<Branch>(m, "Branch", "One condition: its inputs, with one entry per picture.")
+    py::class_<Branch, std::shared_ptr<Branch>>(
+        m, "Branch", "One condition: its inputs, with one entry per picture.")
         .def(py::init(&make_branch), py::arg("role"), py::arg("inputs"), py::arg("weight") = 1.0f,
              py::arg("extra_channels") = py::none());
+    py::class_<Control>(m, "Control", "Residuals for the denoiser, with one entry per picture.")
+        .def(py::init(&make_control), py::arg("network").none(true), py::arg("inputs"),
+             py::arg("weights"), py::kw_only(), py::arg("factors") = std::map<std::string, float>{},
+             py::arg("positive_only") = false, py::arg("pooled") = false);
 }
 
 }  // namespace
@@ -191,6 +216,11 @@ void bind_stages(py::module_& m) {
         py::arg("cancel") = nullptr,
         "Pictures [N, 3, H, W] to moments [N, 2 C, H / factor, W / factor] or latents [N, C, ...]; "
         "tile 0 means one piece; circular bit 1 wraps x around, bit 2 y.");
+    m.def("upscale_image", run_upscaler, py::arg("upscaler"), py::arg("image"), py::arg("factor"),
+          py::arg("grid") = 1, py::arg("tile") = 0, py::arg("overlap") = 0,
+          py::arg("cancel") = nullptr,
+          "Pictures [N, C, H, W] to [N, C, H * factor, W * factor]; tile and overlap in squares of "
+          "`grid` points of the input, tile 0 means one piece.");
 }
 
 }  // namespace sde::bindings

@@ -1,8 +1,10 @@
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
+#include "adapters/stack.h"
 #include "base/error.h"
 #include "bindings/bindings.h"
+#include "bindings/sources.h"
 #include "weights/store.h"
 #include "weights/transcode.h"
 
@@ -12,20 +14,6 @@ namespace sde::bindings {
 namespace {
 
 constexpr int64_t kMostValues = 1 << 16;
-
-TensorSource make_source(const std::string& dtype, std::vector<int64_t> shape,
-                         const std::filesystem::path& path, uint64_t offset, uint64_t nbytes,
-                         std::optional<std::vector<int64_t>> strides, bool transpose) {
-    TensorSource source;
-    source.path = path.string();
-    source.offset = offset;
-    source.nbytes = nbytes;
-    source.dtype = DType::parse(dtype);
-    source.shape = Shape(std::move(shape));
-    source.strides = strides.value_or(std::vector<int64_t>{});
-    source.transpose = transpose;
-    return source;
-}
 
 }  // namespace
 
@@ -64,18 +52,27 @@ void bind_weights(py::module_& m) {
         [](const std::string& dtype, std::vector<int64_t> shape, const std::filesystem::path& path,
            uint64_t offset, uint64_t nbytes, std::optional<std::vector<int64_t>> strides,
            bool transpose, const std::filesystem::path& dst_path, uint64_t dst_offset,
-           const std::string& dst_dtype, int threads) {
+           const std::string& dst_dtype, int threads,
+           const std::vector<std::pair<std::shared_ptr<Adapter>, float>>& adapters,
+           const std::string& parameter) {
             const TensorSource source = make_source(dtype, std::move(shape), path, offset, nbytes,
                                                     std::move(strides), transpose);
+            Edit edit;
+            if (!adapters.empty())
+                edit = [&](std::vector<float>& values) {
+                    for (const auto& [adapter, scale] : adapters)
+                        adapter->apply(parameter, values, scale);
+                };
             const py::gil_scoped_release release;
             return transcode(source, dst_path.string(), dst_offset, DType::parse(dst_dtype),
-                             threads);
+                             threads, edit);
         },
         py::arg("dtype"), py::arg("shape"), py::arg("path"), py::arg("offset"), py::arg("nbytes"),
         py::arg("strides") = py::none(), py::arg("transpose") = false, py::kw_only(),
         py::arg("dst_path"), py::arg("dst_offset"), py::arg("dst_dtype"), py::arg("threads") = 0,
+        py::arg("adapters") = py::list(), py::arg("parameter") = "",
         "Convert one tensor and write it at an offset of an existing file; returns the bytes "
-        "written.");
+        "written. What `adapters` change in `parameter` is merged into the values.");
 
     m.def(
         "read_values",

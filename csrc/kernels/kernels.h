@@ -15,7 +15,9 @@
 
 namespace sde::kernels {
 
-enum class Activation { None, Silu, Gelu, GeluTanh, QuickGelu, Relu };
+// LeakyRelu has the slope 0.2 below zero, that of every upscaler (ESRGAN, arXiv 1809.00219).
+enum class Activation { None, Silu, Gelu, GeluTanh, QuickGelu, Relu, LeakyRelu };
+constexpr float kLeakySlope = 0.2f;
 
 // A weight matrix [rows, row_elements] in a ggml type, rows contiguous (for a convolution: rows =
 // out channels, row_elements = in_channels * kernel_h * kernel_w in torch's order).
@@ -80,9 +82,12 @@ struct Attention {
     int64_t q_batch_stride, k_batch_stride, v_batch_stride, output_batch_stride;
     float scale;
     bool causal = false;
-    const float* mask =
-        nullptr;             // added to the scores: [mask_batch, q_len, kv_len], shared by heads
-    int64_t mask_batch = 1;  // 1 or batch
+    // Added to the scores: [mask_batch, mask_heads, q_len, kv_len]. With one batch or one head it
+    // is shared by all.
+    const float* mask = nullptr;
+    int64_t mask_batch = 1;               // 1 or batch; any number with mask_index
+    int64_t mask_heads = 1;               // 1 or heads
+    const int32_t* mask_index = nullptr;  // [batch]: which mask each batch entry takes
     // Above 0, a score becomes softcap * tanh(score / softcap) before anything is added to it
     // (Gemma 2, arXiv 2408.00118).
     float softcap = 0;

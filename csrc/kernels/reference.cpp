@@ -26,6 +26,8 @@ double activate(double x, Activation activation) {
             return x / (1 + std::exp(-1.702 * x));
         case Activation::Relu:
             return std::max(x, 0.0);
+        case Activation::LeakyRelu:
+            return std::max(x, x * kLeakySlope);
     }
     return x;
 }
@@ -121,7 +123,11 @@ void attend(const Attention& op, int64_t batch, int64_t head, int64_t i) {
     const float* q = op.q + batch * op.q_batch_stride + i * op.q_token_stride + head * op.head_dim;
     const float* k = op.k + batch * op.k_batch_stride + kv_head * op.head_dim;
     const float* v = op.v + batch * op.v_batch_stride + kv_head * op.head_dim;
-    const int64_t mask_batch = op.mask_batch == 1 ? 0 : batch;
+    const int64_t mask_batch = op.mask_index        ? op.mask_index[batch]
+                               : op.mask_batch == 1 ? 0
+                                                    : batch;
+    const int64_t mask_row =
+        (mask_batch * op.mask_heads + (op.mask_heads == 1 ? 0 : head)) * op.q_len + i;
     const int64_t keys = op.causal ? std::min(op.kv_len, i + 1) : op.kv_len;
     std::vector<double> weights(keys), sum(op.head_dim, 0.0);
     double highest = -std::numeric_limits<double>::infinity(), total = 0;
@@ -133,7 +139,7 @@ void attend(const Attention& op, int64_t batch, int64_t head, int64_t i) {
         if (op.softcap > 0) score = op.softcap * std::tanh(score / op.softcap);
         if (op.distance_bias)
             score += op.distance_bias[head * (op.q_len + op.kv_len - 1) + j - i + op.q_len - 1];
-        if (op.mask) score += op.mask[(mask_batch * op.q_len + i) * op.kv_len + j];
+        if (op.mask) score += op.mask[mask_row * op.kv_len + j];
         weights[j] = score;
         highest = std::max(highest, weights[j]);
     }

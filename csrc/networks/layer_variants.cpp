@@ -26,10 +26,16 @@ LayerVariants::LayerVariants(Graph& graph, const InputShapes& shapes, const Opti
     if (nag_context) nag_ = nn::input(graph, "nag", required(shapes, "nag", 2));
 }
 
+void LayerVariants::set_image_prompt(const nn::Tensor& keys, const nn::Tensor& values) {
+    image_keys_ = keys;
+    image_values_ = values;
+}
+
 nn::AttentionVariant LayerVariants::next() {
     const int64_t bit = at_ < kBits ? int64_t{1} << at_ : 0;
     ++at_;
-    return {(skip_ & bit) != 0, (perturb_ & bit) != 0, nag_context_, nag_};
+    return {(skip_ & bit) != 0, (perturb_ & bit) != 0, nag_context_, nag_,
+            image_keys_,        image_values_};
 }
 
 }  // namespace sde::networks

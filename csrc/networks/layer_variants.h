@@ -15,11 +15,14 @@ class LayerVariants {
     LayerVariants(Graph& graph, const InputShapes& shapes, const Options& options, size_t layers,
                   const nn::Tensor& nag_context);
 
+    // Tokens of a picture for the cross-attentions; see nn::AttentionVariant.
+    void set_image_prompt(const nn::Tensor& keys, const nn::Tensor& values);
+
     nn::AttentionVariant next();
 
   private:
     int64_t skip_, perturb_;
-    nn::Tensor nag_context_, nag_;
+    nn::Tensor nag_context_, nag_, image_keys_, image_values_;
     int at_ = 0;
 };
 

@@ -1,6 +1,10 @@
 #include "base/error.h"
 #include "networks/autoencoders/kl.h"
 #include "networks/autoencoders/tiny.h"
+#include "networks/control/controlnet.h"
+#include "networks/control/controlnet_union.h"
+#include "networks/control/image_prompt.h"
+#include "networks/control/t2i_adapter.h"
 #include "networks/denoisers/flux.h"
 #include "networks/denoisers/mmdit.h"
 #include "networks/denoisers/unet.h"
@@ -8,6 +12,10 @@
 #include "networks/text/clip.h"
 #include "networks/text/decoder.h"
 #include "networks/text/t5.h"
+#include "networks/upscalers/rrdb.h"
+#include "networks/upscalers/srvgg.h"
+#include "networks/upscalers/swinir.h"
+#include "networks/vision/clip_vision.h"
 #include "nn/declaration.h"
 
 namespace sde::networks {
@@ -23,6 +31,12 @@ const std::map<std::string, std::unique_ptr<Network> (*)(const nn::Scope&, const
         {"unet", make<UNet>},
         {"mmdit", make<MMDiT>},
         {"flux", make<Flux>},
+        {"controlnet", make<ControlNet>},
+        {"controlnet_union", make<ControlNetUnion>},
+        {"t2i_adapter", make<T2IAdapter>},
+        {"image_projection", make<ImageProjection>},
+        {"image_resampler", make<ImageResampler>},
+        {"clip_vision", make<ClipVision>},
         {"clip_text", make<ClipText>},
         {"decoder_text", make<DecoderText>},
         {"t5_text", make<T5Text>},
@@ -30,6 +44,9 @@ const std::map<std::string, std::unique_ptr<Network> (*)(const nn::Scope&, const
         {"autoencoder_kl_decoder", make<KlDecoder>},
         {"autoencoder_tiny_encoder", make<TinyEncoder>},
         {"autoencoder_tiny_decoder", make<TinyDecoder>},
+        {"upscaler_rrdb", make<Rrdb>},
+        {"upscaler_srvgg", make<Srvgg>},
+        {"upscaler_swinir", make<SwinIr>},
 };
 
 }  // namespace

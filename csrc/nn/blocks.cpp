@@ -35,12 +35,16 @@ Tensor Resnet::operator()(const Tensor& x, const Tensor& time) const {
 }
 
 CrossAttention::CrossAttention(const Scope& scope, int64_t width, int64_t context_width,
-                               int64_t heads)
+                               int64_t heads, bool image_prompt)
     : heads_(heads),
       to_q_(scope / "to_q", width, width, false),
       to_k_(scope / "to_k", context_width, width, false),
       to_v_(scope / "to_v", context_width, width, false),
-      to_out_(scope / "to_out" / 0, width, width) {}
+      to_out_(scope / "to_out" / 0, width, width) {
+    if (!image_prompt) return;
+    to_k_ip_.emplace(scope / "to_k_ip", context_width, width, false);
+    to_v_ip_.emplace(scope / "to_v_ip", context_width, width, false);
+}
 
 Tensor CrossAttention::operator()(const Tensor& x, const Tensor& context, const Tensor& residual,
                                   const AttentionVariant& variant) const {
@@ -52,16 +56,20 @@ Tensor CrossAttention::operator()(const Tensor& x, const Tensor& context, const 
     Tensor h = attend(context ? context : x);
     if (context && variant.nag_context)
         h = normalized_guidance(h, attend(variant.nag_context), variant.nag);
+    // Decoupled cross-attention (Ye et al. 2023, arXiv 2308.06721, section 3.2.2).
+    if (context && variant.image_keys && to_k_ip_)
+        h = add(h, attention(q, (*to_k_ip_)(variant.image_keys), (*to_v_ip_)(variant.image_values),
+                             {.heads = heads_}));
     return to_out_(h, {.residual = residual});
 }
 
 TransformerBlock::TransformerBlock(const Scope& scope, int64_t width, int64_t context_width,
-                                   int64_t heads, bool only_cross_attention)
+                                   int64_t heads, bool only_cross_attention, bool image_prompt)
     : only_cross_attention_(only_cross_attention),
       norm1_(scope / "norm1", width, kLayerNormEps),
       attn1_(scope / "attn1", width, only_cross_attention ? context_width : width, heads),
       norm2_(scope / "norm2", width, kLayerNormEps),
-      attn2_(scope / "attn2", width, context_width, heads),
+      attn2_(scope / "attn2", width, context_width, heads, image_prompt),
       norm3_(scope / "norm3", width, kLayerNormEps),
       ff_in_(scope / "ff" / "net" / 0 / "proj", width, 2 * kFeedForwardFactor * width),
       ff_out_(scope / "ff" / "net" / 2, kFeedForwardFactor * width, width) {}
@@ -86,7 +94,8 @@ SpatialTransformer::SpatialTransformer(const Scope& scope, const SpatialTransfor
     }
     for (int64_t i = 0; i < config.layers; ++i)
         blocks_.emplace_back(scope / "transformer_blocks" / static_cast<int>(i), channels,
-                             config.context_width, config.heads, config.only_cross_attention);
+                             config.context_width, config.heads, config.only_cross_attention,
+                             config.image_prompt);
 }
 
 Tensor SpatialTransformer::operator()(const Tensor& x, const Tensor& context,

@@ -40,25 +40,30 @@ struct AttentionVariant {
     bool perturb = false;  // self-attention: every token attends to itself only (Ahn et al. 2024)
     // Cross-attention is steered away from this context; see normalized_guidance().
     Tensor nag_context = {}, nag = {};
+    // Tokens of a picture that cross-attention reads beside the text, for its keys and its values.
+    Tensor image_keys = {}, image_values = {};
 };
 
 // Attention over tokens; `context` absent means self-attention.
 class CrossAttention {
   public:
-    CrossAttention(const Scope& scope, int64_t width, int64_t context_width, int64_t heads);
+    // With `image_prompt` it has projections for the tokens of a picture.
+    CrossAttention(const Scope& scope, int64_t width, int64_t context_width, int64_t heads,
+                   bool image_prompt = false);
     Tensor operator()(const Tensor& x, const Tensor& context, const Tensor& residual,
                       const AttentionVariant& variant = {}) const;
 
   private:
     int64_t heads_;
     Linear to_q_, to_k_, to_v_, to_out_;
+    std::optional<Linear> to_k_ip_, to_v_ip_;
 };
 
 // Self-attention, cross-attention on the text, GEGLU feed-forward, each behind a layer norm.
 class TransformerBlock {
   public:
     TransformerBlock(const Scope& scope, int64_t width, int64_t context_width, int64_t heads,
-                     bool only_cross_attention);
+                     bool only_cross_attention, bool image_prompt = false);
     Tensor operator()(const Tensor& x, const Tensor& context,
                       const AttentionVariant& variant = {}) const;
 
@@ -79,6 +84,7 @@ struct SpatialTransformerConfig {
     bool linear_projection =
         false;  // proj_in / proj_out are Linear (SD2, SDXL) or 1x1 convolutions (SD1)
     bool only_cross_attention = false;
+    bool image_prompt = false;
 };
 
 class SpatialTransformer {

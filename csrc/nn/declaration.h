@@ -24,6 +24,7 @@ class Declaration : public ParameterSource {
         return nullptr;
     }
     bool has(const std::string&) const override { return true; }
+    const Beside* beside(const std::string&) override { return nullptr; }
     const std::vector<std::pair<std::string, Shape>>& names() const noexcept { return names_; }
 
   private:

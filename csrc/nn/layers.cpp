@@ -1,5 +1,7 @@
 #include "nn/layers.h"
 
+#include <algorithm>
+
 #include "nn/check.h"
 #include "nn/custom.h"
 
@@ -78,91 +80,175 @@ void run_layer_norm(kernels::LayerNorm op, const ggml_tensor* dst, kernels::Team
     kernels::layer_norm(op, team);
 }
 
+struct PReluSpec {
+    int64_t points, channels;
+};
+
+void run_prelu(PReluSpec spec, const ggml_tensor* dst, kernels::Team& team) {
+    const float *in = source(dst, 0), *slopes = source(dst, 1);
+    auto* out = static_cast<float*>(dst->data);
+    const int64_t end = spec.points * (team.rank() + 1) / team.size();
+    for (int64_t p = spec.points * team.rank() / team.size(); p < end; ++p)
+        for (int64_t c = 0; c < spec.channels; ++c) {
+            const float x = in[p * spec.channels + c];
+            out[p * spec.channels + c] = x < 0 ? x * slopes[c] : x;
+        }
+}
+
+struct LookupSpec {
+    int64_t tokens, width, entries;
+};
+
+void run_lookup(LookupSpec spec, const ggml_tensor* dst, kernels::Team& team) {
+    const auto* ids = static_cast<const int32_t*>(dst->src[0]->data);
+    const ggml_tensor* table = dst->src[1];
+    const float* learned = source(dst, 2);
+    const ggml_to_float_t to_float = ggml_get_type_traits(table->type)->to_float;
+    const int64_t end = spec.tokens * (team.rank() + 1) / team.size();
+    for (int64_t t = spec.tokens * team.rank() / team.size(); t < end; ++t) {
+        float* to = static_cast<float*>(dst->data) + t * spec.width;
+        const char* row = static_cast<const char*>(table->data) + ids[t] * table->nb[1];
+        if (ids[t] >= spec.entries)
+            std::copy_n(learned + (ids[t] - spec.entries) * spec.width, spec.width, to);
+        else if (table->type == GGML_TYPE_F32)
+            std::copy_n(reinterpret_cast<const float*>(row), spec.width, to);
+        else
+            to_float(row, to, spec.width);
+    }
+}
+
 kernels::Weight describe(const ggml_tensor* weight) {
     return {nullptr, weight->type, weight->ne[1], weight->ne[0]};
 }
 
-}  // namespace
-
-Conv2d::Conv2d(const Scope& scope, int64_t in, int64_t out, Conv2dOptions options)
-    : in_(in),
-      out_(out),
-      options_(options),
-      weight_(scope.matrix("weight", Shape{out, in, options.kernel, options.kernel})),
-      bias_(options.bias ? scope.vector("bias", out) : nullptr) {}
-
-Tensor Conv2d::enlarged(const Tensor& x, int64_t height, int64_t width) const {
-    if (x.rank() == 4 && height == 2 * x.size(2) && width == 2 * x.size(3))
-        return apply(x, {}, true);
-    return apply(resize_nearest(x, height, width), {}, false);
-}
-
-Tensor Conv2d::apply(const Tensor& x, const Epilogue& epilogue, bool upsample_2x) const {
-    expect(x.rank() == 4 && x.size(1) == in_,
-           "a convolution takes [N, " + std::to_string(in_) + ", H, W]", x);
+// The convolution of x by a kernel stored as the matrix [out, in * kernel * kernel].
+Tensor convolve(const Tensor& x, ggml_tensor* weight, ggml_tensor* bias,
+                const Conv2dOptions& options, const Epilogue& epilogue, bool upsample_2x) {
     WeightedSpec<kernels::Conv2d> spec{};
     kernels::Conv2d& op = spec.op;
     op.batch = x.size(0);
     op.height = x.size(2);
     op.width = x.size(3);
-    op.in_channels = in_;
-    op.weight = describe(weight_);
-    op.kernel_h = op.kernel_w = options_.kernel;
-    op.stride = options_.stride;
-    const int pad = (options_.kernel - 1) / 2;  // none where the kernel is even: patches
-    op.pad_top = op.pad_left = options_.pad_right_bottom_only ? 0 : pad;
+    op.in_channels = x.size(1);
+    op.weight = describe(weight);
+    op.kernel_h = op.kernel_w = options.kernel;
+    op.stride = options.stride;
+    const int pad =
+        options.pad ? (options.kernel - 1) / 2 : 0;  // none where the kernel is even: patches
+    op.pad_top = op.pad_left = options.pad_right_bottom_only ? 0 : pad;
     op.pad_bottom = op.pad_right = pad;
     op.upsample2x = upsample_2x;
     op.circular_x = x.graph().circular_x();
     op.circular_y = x.graph().circular_y();
     const int64_t grown = upsample_2x ? 2 : 1;
     const auto out_size = [&](int64_t size, int before, int after) {
-        return (size * grown + before + after - options_.kernel) / options_.stride + 1;
+        return (size * grown + before + after - options.kernel) / options.stride + 1;
     };
-    const Shape shape{op.batch, out_, out_size(op.height, op.pad_top, op.pad_bottom),
+    const Shape shape{op.batch, op.weight.rows, out_size(op.height, op.pad_top, op.pad_bottom),
                       out_size(op.width, op.pad_left, op.pad_right)};
     expect(shape[2] > 0 && shape[3] > 0, "the feature map is too small for a convolution", x);
     check_epilogue(epilogue, shape);
 
-    x.graph().add_work(shape.elements() * in_ * options_.kernel * options_.kernel);
+    x.graph().add_work(shape.elements() * op.weight.row_elements);
 
     Sources sources;
     sources.add(x);
-    sources.add(weight_);
-    spec.epilogue = EpilogueSources(sources, bias_, epilogue);
+    sources.add(weight);
+    spec.epilogue = EpilogueSources(sources, bias, epilogue);
     ggml_tensor* raw = custom(x.graph(), {shape[1], shape[3], shape[2], shape[0]}, sources, spec,
                               run_weighted<kernels::Conv2d, kernels::conv2d>);
     return {x.graph(), raw, shape};
 }
 
+// The last axis of x multiplied by the matrix [out, in].
+Tensor multiply_by(const Tensor& x, ggml_tensor* weight, ggml_tensor* bias,
+                   const Epilogue& epilogue) {
+    std::vector<int64_t> dims = x.shape().dims();
+    dims.back() = weight->ne[1];
+    const Shape shape(dims);
+    check_epilogue(epilogue, shape);
+    WeightedSpec<kernels::Linear> spec{};
+    spec.op.in_features = x.size(-1);
+    spec.op.rows = x.shape().elements() / spec.op.in_features;
+    spec.op.rows_per_batch = spec.op.rows / x.size(0);
+    spec.op.weight = describe(weight);
+    x.graph().add_work(shape.elements() * spec.op.in_features);
+    Sources sources;
+    sources.add(x);
+    sources.add(weight);
+    spec.epilogue = EpilogueSources(sources, bias, epilogue);
+    const std::vector<int64_t> ne(dims.rbegin(), dims.rend());
+    return {x.graph(),
+            custom(x.graph(), ne, sources, spec, run_weighted<kernels::Linear, kernels::linear>),
+            shape};
+}
+
+// The gains of adapters lie along the axis that is fastest in memory: channels, or the last one.
+Tensor with_gains(const Tensor& hidden, ggml_tensor* gains) {
+    return {hidden.graph(), ggml_mul(hidden.graph().context(), hidden.raw(), gains),
+            hidden.shape()};
+}
+
+// `layer(epilogue)` with what adapters add to its sum, `side(epilogue)`: the side path carries the
+// residual, and its result is the layer's own residual, so that nothing is added in a pass of its
+// own.
+template <class Layer, class Side>
+Tensor joined(const Epilogue& epilogue, const Layer& layer, const Side& side) {
+    const bool outside = epilogue.residual && !epilogue.residual_inside &&
+                         (epilogue.activation != Activation::None || epilogue.gate);
+    Epilogue inner = epilogue;
+    inner.residual = side(Epilogue{.residual = outside ? Tensor{} : epilogue.residual});
+    inner.residual_inside = true;
+    const Tensor sum = layer(inner);
+    return outside ? add(sum, epilogue.residual) : sum;
+}
+
+}  // namespace
+
+Conv2d::Conv2d(const Scope& scope, int64_t in, int64_t out, Conv2dOptions options)
+    : in_(in),
+      options_(options),
+      weight_(scope.matrix("weight", Shape{out, in, options.kernel, options.kernel})),
+      bias_(options.bias ? scope.vector("bias", out) : nullptr),
+      beside_(scope.beside("weight")) {}
+
+Tensor Conv2d::enlarged(const Tensor& x, int64_t height, int64_t width,
+                        const Epilogue& epilogue) const {
+    if (x.rank() == 4 && height == 2 * x.size(2) && width == 2 * x.size(3))
+        return apply(x, epilogue, true);
+    return apply(resize_nearest(x, height, width), epilogue, false);
+}
+
+Tensor Conv2d::apply(const Tensor& x, const Epilogue& epilogue, bool upsample_2x) const {
+    expect(x.rank() == 4 && x.size(1) == in_,
+           "a convolution takes [N, " + std::to_string(in_) + ", H, W]", x);
+    const auto layer = [&](const Epilogue& with) {
+        return convolve(x, weight_, bias_, options_, with, upsample_2x);
+    };
+    if (!beside_->down) return layer(epilogue);
+    return joined(epilogue, layer, [&](const Epilogue& with) {
+        const Tensor hidden = convolve(x, beside_->down, nullptr, options_, {}, upsample_2x);
+        return convolve(with_gains(hidden, beside_->gains), beside_->up, nullptr, {.kernel = 1},
+                        with, false);
+    });
+}
+
 Linear::Linear(const Scope& scope, int64_t in, int64_t out, bool bias)
     : in_(in),
-      out_(out),
       weight_(scope.matrix("weight", Shape{out, in})),
-      bias_(bias ? scope.vector("bias", out) : nullptr) {}
+      bias_(bias ? scope.vector("bias", out) : nullptr),
+      beside_(scope.beside("weight")) {}
 
 Tensor Linear::operator()(const Tensor& x, const Epilogue& epilogue) const {
     expect((x.rank() == 2 || x.rank() == 3) && x.size(-1) == in_,
            "a linear layer takes " + std::to_string(in_) + " values on the last axis", x);
     expect(ggml_is_contiguous(x.raw()), "a linear layer takes a contiguous tensor", x);
-    std::vector<int64_t> dims = x.shape().dims();
-    dims.back() = out_;
-    const Shape shape(dims);
-    check_epilogue(epilogue, shape);
-    WeightedSpec<kernels::Linear> spec{};
-    spec.op.in_features = in_;
-    spec.op.rows = x.shape().elements() / in_;
-    spec.op.rows_per_batch = spec.op.rows / x.size(0);
-    spec.op.weight = describe(weight_);
-    x.graph().add_work(shape.elements() * in_);
-    Sources sources;
-    sources.add(x);
-    sources.add(weight_);
-    spec.epilogue = EpilogueSources(sources, bias_, epilogue);
-    const std::vector<int64_t> ne(dims.rbegin(), dims.rend());
-    return {x.graph(),
-            custom(x.graph(), ne, sources, spec, run_weighted<kernels::Linear, kernels::linear>),
-            shape};
+    const auto layer = [&](const Epilogue& with) { return multiply_by(x, weight_, bias_, with); };
+    if (!beside_->down) return layer(epilogue);
+    return joined(epilogue, layer, [&](const Epilogue& with) {
+        const Tensor hidden = multiply_by(x, beside_->down, nullptr, {});
+        return multiply_by(with_gains(hidden, beside_->gains), beside_->up, nullptr, with);
+    });
 }
 
 GroupNorm::GroupNorm(const Scope& scope, int64_t channels, int64_t groups, float eps)
@@ -195,6 +281,20 @@ Tensor GroupNorm::apply(const Tensor& x, bool silu, bool in_place) const {
         return {x.graph(), custom_in_place(x.graph(), sources, op, run_group_norm), x.shape()};
     const std::vector<int64_t> ne(x.raw()->ne, x.raw()->ne + 4);
     return {x.graph(), custom(x.graph(), ne, sources, op, run_group_norm), x.shape()};
+}
+
+PRelu::PRelu(const Scope& scope, int64_t channels)
+    : channels_(channels), slopes_(scope.vector("weight", channels)) {}
+
+Tensor PRelu::operator()(const Tensor& x) const {
+    expect(x.rank() == 4 && x.size(1) == channels_,
+           "a PReLU takes [N, " + std::to_string(channels_) + ", H, W]", x);
+    Sources sources;
+    sources.add(x);
+    sources.add(slopes_);
+    const PReluSpec spec{x.size(0) * x.size(2) * x.size(3), channels_};
+    const std::vector<int64_t> ne(x.raw()->ne, x.raw()->ne + 4);
+    return {x.graph(), custom(x.graph(), ne, sources, spec, run_prelu), x.shape()};
 }
 
 LayerNorm::LayerNorm(const Scope& scope, int64_t width, float eps)
@@ -241,6 +341,20 @@ Tensor Embedding::operator()(const Tensor& ids) const {
     return {ids.graph(), ggml_reshape_3d(context, rows, width_, ids.size(1), ids.size(0)), shape};
 }
 
+Tensor Embedding::operator()(const Tensor& ids, const Tensor& learned) const {
+    expect(ids.rank() == 2, "ids are [N, tokens]", ids);
+    expect(learned.rank() == 2 && learned.size(1) == width_,
+           "learned vectors are [M, " + std::to_string(width_) + "]", learned);
+    Sources sources;
+    sources.add(ids);
+    sources.add(weight_);
+    sources.add(learned);
+    const Shape shape{ids.size(0), ids.size(1), width_};
+    const LookupSpec spec{ids.shape().elements(), width_, entries_};
+    return {ids.graph(),
+            custom(ids.graph(), {shape[2], shape[1], shape[0]}, sources, spec, run_lookup), shape};
+}
+
 Tensor Embedding::rows(Graph& graph, int64_t count) const {
     if (count > entries_)
         throw Error(ErrorKind::Parameter, std::to_string(count) +
@@ -250,6 +364,17 @@ Tensor Embedding::rows(Graph& graph, int64_t count) const {
     ggml_tensor* view = ggml_view_2d(context, weight_, width_, count, weight_->nb[1], 0);
     ggml_tensor* values = ggml_cast(context, view, GGML_TYPE_F32);
     return {graph, values, Shape{count, width_}};
+}
+
+LearnedTokens::LearnedTokens(const Scope& scope, const std::string& name, int64_t tokens,
+                             int64_t width)
+    : tokens_(tokens), width_(width), weight_(scope.matrix(name, Shape{tokens, width})) {}
+
+Tensor LearnedTokens::operator()(Graph& graph, int64_t batch) const {
+    ggml_context* context = graph.context();
+    ggml_tensor* values = ggml_cast(context, weight_, GGML_TYPE_F32);
+    ggml_tensor* repeated = ggml_repeat_4d(context, values, width_, tokens_, batch, 1);
+    return {graph, repeated, Shape{batch, tokens_, width_}};
 }
 
 }  // namespace sde::nn

@@ -21,6 +21,7 @@ struct Conv2dOptions {
     int kernel = 3;
     int stride = 1;
     bool bias = true;
+    bool pad = true;  // by half the kernel on all sides
     // Downsampling in the VAE pads only right and bottom (atlas: KL autoencoders).
     bool pad_right_bottom_only = false;
 };
@@ -33,14 +34,16 @@ class Conv2d {
     }
     // The convolution of x enlarged to height x width by nearest neighbour; twice the size costs no
     // copy.
-    Tensor enlarged(const Tensor& x, int64_t height, int64_t width) const;
+    Tensor enlarged(const Tensor& x, int64_t height, int64_t width,
+                    const Epilogue& epilogue = {}) const;
 
   private:
     Tensor apply(const Tensor& x, const Epilogue& epilogue, bool upsample_2x) const;
 
-    int64_t in_, out_;
+    int64_t in_;
     Conv2dOptions options_;
     ggml_tensor *weight_, *bias_;
+    const Beside* beside_;
 };
 
 class Linear {
@@ -51,8 +54,9 @@ class Linear {
     Tensor operator()(const Tensor& x, const Epilogue& epilogue = {}) const;
 
   private:
-    int64_t in_, out_;
+    int64_t in_;
     ggml_tensor *weight_, *bias_;
+    const Beside* beside_;
 };
 
 class GroupNorm {
@@ -68,6 +72,17 @@ class GroupNorm {
     int64_t channels_, groups_;
     float eps_;
     ggml_tensor *gamma_, *beta_;
+};
+
+// x below zero is multiplied by a learned slope per channel (He et al. 2015, arXiv 1502.01852).
+class PRelu {
+  public:
+    PRelu(const Scope& scope, int64_t channels);
+    Tensor operator()(const Tensor& x) const;
+
+  private:
+    int64_t channels_;
+    ggml_tensor* slopes_;
 };
 
 class LayerNorm {
@@ -99,11 +114,24 @@ class Embedding {
   public:
     Embedding(const Scope& scope, int64_t entries, int64_t width);
     Tensor operator()(const Tensor& ids) const;  // [N, tokens] int32 -> [N, tokens, width]
+    // Ids from `entries` on are rows of `learned` [M, width].
+    Tensor operator()(const Tensor& ids, const Tensor& learned) const;
     Tensor rows(Graph& graph,
                 int64_t count) const;  // the first `count` rows, [count, width] float32
 
   private:
     int64_t entries_, width_;
+    ggml_tensor* weight_;
+};
+
+// Rows that a network learned, the same for every entry of a batch.
+class LearnedTokens {
+  public:
+    LearnedTokens(const Scope& scope, const std::string& name, int64_t tokens, int64_t width);
+    Tensor operator()(Graph& graph, int64_t batch) const;  // [batch, tokens, width]
+
+  private:
+    int64_t tokens_, width_;
     ggml_tensor* weight_;
 };
 

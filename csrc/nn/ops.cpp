@@ -1,5 +1,6 @@
 #include "nn/ops.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -38,9 +39,56 @@ void run_concat(ConcatSpec spec, const ggml_tensor* dst, kernels::Team& team) {
     }
 }
 
+struct PoolSpec {
+    int64_t batch, height, width, channels;
+};
+
+void run_average_pool(PoolSpec spec, const ggml_tensor* dst, kernels::Team& team) {
+    const float* in = source(dst, 0);
+    auto* out = static_cast<float*>(dst->data);
+    const int64_t height = (spec.height + 1) / 2, width = (spec.width + 1) / 2;
+    const int64_t rows = spec.batch * height;
+    const int64_t end = rows * (team.rank() + 1) / team.size();
+    for (int64_t row = rows * team.rank() / team.size(); row < end; ++row) {
+        const int64_t n = row / height, top = row % height * 2;
+        const int64_t bottom = std::min(top + 2, spec.height);
+        for (int64_t x = 0; x < width; ++x) {
+            const int64_t left = 2 * x, right = std::min(left + 2, spec.width);
+            const auto count = static_cast<float>((bottom - top) * (right - left));
+            float* to = out + (row * width + x) * spec.channels;
+            std::fill(to, to + spec.channels, 0.0f);
+            for (int64_t i = top; i < bottom; ++i)
+                for (int64_t j = left; j < right; ++j) {
+                    const float* from =
+                        in + ((n * spec.height + i) * spec.width + j) * spec.channels;
+                    for (int64_t c = 0; c < spec.channels; ++c) to[c] += from[c] / count;
+                }
+        }
+    }
+}
+
+struct MeanSpec {
+    int64_t batch, pixels, channels;
+};
+
+void run_mean(MeanSpec spec, const ggml_tensor* dst, kernels::Team& team) {
+    const float* in = source(dst, 0);
+    auto* out = static_cast<float*>(dst->data);
+    const int64_t all = spec.batch * spec.channels;
+    const int64_t end = all * (team.rank() + 1) / team.size();
+    for (int64_t i = all * team.rank() / team.size(); i < end; ++i) {
+        const float* from =
+            in + i / spec.channels * spec.pixels * spec.channels + i % spec.channels;
+        double sum = 0.0;
+        for (int64_t p = 0; p < spec.pixels; ++p) sum += from[p * spec.channels];
+        out[i] = static_cast<float>(sum / static_cast<double>(spec.pixels));
+    }
+}
+
 struct AttentionSpec {
     kernels::Attention op;
     int mask, distance_bias;
+    std::vector<int32_t> mask_index;
 };
 
 void run_attention(AttentionSpec spec, const ggml_tensor* dst, kernels::Team& team) {
@@ -48,6 +96,7 @@ void run_attention(AttentionSpec spec, const ggml_tensor* dst, kernels::Team& te
     spec.op.k = source(dst, 1);
     spec.op.v = source(dst, 2);
     spec.op.mask = source(dst, spec.mask);
+    spec.op.mask_index = spec.mask_index.empty() ? nullptr : spec.mask_index.data();
     spec.op.distance_bias = source(dst, spec.distance_bias);
     spec.op.output = static_cast<float*>(dst->data);
     kernels::attention(spec.op, team);
@@ -178,8 +227,15 @@ Tensor activate(const Tensor& x, Activation activation) {
             return {x.graph(), ggml_gelu_quick(context, x.raw()), x.shape()};
         case Activation::Relu:
             return {x.graph(), ggml_relu(context, x.raw()), x.shape()};
+        case Activation::LeakyRelu:
+            return leaky_relu(x, kernels::kLeakySlope);
     }
     return x;
+}
+
+Tensor leaky_relu(const Tensor& x, float slope) {
+    ggml_tensor* raw = ggml_leaky_relu(x.graph().context(), x.raw(), slope, false);
+    return {x.graph(), raw, x.shape()};
 }
 
 Tensor concat_channels(const Tensor& a, const Tensor& b) {
@@ -196,11 +252,47 @@ Tensor concat_channels(const Tensor& a, const Tensor& b) {
     return {a.graph(), custom(a.graph(), axes(shape), sources, spec, run_concat), shape};
 }
 
+Tensor concat_tokens(const Tensor& a, const Tensor& b) {
+    expect(a.rank() == 3, "concat_tokens() takes [N, tokens, width]", a);
+    expect(b.rank() == 3 && a.size(0) == b.size(0) && a.size(2) == b.size(2),
+           "concat_tokens() takes tokens of one width, the first are " + a.shape().text(), b);
+    constexpr int kTokens = 1;  // ggml's axis
+    return {a.graph(), ggml_concat(a.graph().context(), a.raw(), b.raw(), kTokens),
+            Shape{a.size(0), a.size(1) + b.size(1), a.size(2)}};
+}
+
 Tensor resize_nearest(const Tensor& x, int64_t height, int64_t width) {
     expect(x.rank() == 4 && height > 0 && width > 0, "resize_nearest() takes a feature map", x);
     ggml_tensor* raw = ggml_interpolate(x.graph().context(), x.raw(), x.size(1), width, height,
                                         x.size(0), GGML_SCALE_MODE_NEAREST);
     return {x.graph(), raw, Shape{x.size(0), x.size(1), height, width}};
+}
+
+Tensor average_pool_2x(const Tensor& x) {
+    expect(x.rank() == 4, "average_pool_2x() takes a feature map", x);
+    const Shape shape{x.size(0), x.size(1), (x.size(2) + 1) / 2, (x.size(3) + 1) / 2};
+    Sources sources;
+    sources.add(x);
+    const PoolSpec spec{x.size(0), x.size(2), x.size(3), x.size(1)};
+    return {x.graph(), custom(x.graph(), axes(shape), sources, spec, run_average_pool), shape};
+}
+
+Tensor mean_pixels(const Tensor& x) {
+    expect(x.rank() == 4, "mean_pixels() takes a feature map", x);
+    const Shape shape{x.size(0), 1, x.size(1)};
+    Sources sources;
+    sources.add(x);
+    const MeanSpec spec{x.size(0), x.size(2) * x.size(3), x.size(1)};
+    return {x.graph(), custom(x.graph(), axes(shape), sources, spec, run_mean), shape};
+}
+
+Tensor add_to_pixels(const Tensor& x, const Tensor& values) {
+    expect(x.rank() == 4, "add_to_pixels() takes a feature map", x);
+    const Shape wanted{x.size(0), 1, x.size(1)};
+    expect(values.shape() == wanted, "values for the pixels are " + wanted.text(), values);
+    const Tensor sum{x.graph(), ggml_add(x.graph().context(), tokens(x).raw(), values.raw()),
+                     tokens(x).shape()};
+    return feature_map(sum, x.size(2), x.size(3));
 }
 
 Tensor slice_last(const Tensor& x, int64_t start, int64_t count) {
@@ -216,6 +308,10 @@ Tensor slice_last(const Tensor& x, int64_t start, int64_t count) {
         ggml_view_3d(x.graph().context(), raw, count, raw->ne[1], raw->ne[2], raw->nb[1],
                      raw->nb[2], static_cast<size_t>(start) * raw->nb[0]);
     return {x.graph(), view, Shape(dims)};
+}
+
+Tensor contiguous(const Tensor& x) {
+    return {x.graph(), ggml_cont(x.graph().context(), x.raw()), x.shape()};
 }
 
 Tensor geglu(const Tensor& x) {
@@ -269,7 +365,19 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
     op.softcap = options.softcap;
     op.causal = options.causal;
     q.graph().add_work(2 * q.shape().elements() * op.kv_len);
-    if (options.mask) {
+    if (!options.mask_index.empty()) {
+        const Tensor& mask = options.mask;
+        expect(mask.rank() == 3 && mask.size(0) % op.heads == 0 && mask.size(1) == op.q_len &&
+                   mask.size(2) == op.kv_len,
+               "masks by index are [M * heads, query tokens, key tokens]", mask);
+        op.mask_heads = op.heads;
+        op.mask_batch = mask.size(0) / op.heads;
+        const auto known = [&](int32_t i) { return i >= 0 && i < op.mask_batch; };
+        expect(static_cast<int64_t>(options.mask_index.size()) == op.batch &&
+                   std::all_of(options.mask_index.begin(), options.mask_index.end(), known),
+               "attention needs the index of a mask for every batch entry", q);
+        spec.mask_index = options.mask_index;
+    } else if (options.mask) {
         const Tensor& mask = options.mask;
         const bool mask_fits = mask.rank() == 3 &&
                                (mask.size(0) == 1 || mask.size(0) == op.batch) &&

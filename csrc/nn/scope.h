@@ -24,6 +24,10 @@ class Scope {
     ggml_tensor* matrix(const std::string& name, const Shape& shape) const {
         return source_->parameter((*this / name).path_, shape, Use::Matrix);
     }
+    // What adapters add beside a matrix of the layer at this path.
+    const Beside* beside(const std::string& name) const {
+        return source_->beside((*this / name).path_);
+    }
     const std::string& path() const noexcept { return path_; }
     bool has(const std::string& name) const { return source_->has((*this / name).path_); }
 

@@ -3,12 +3,16 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "ggml-backend.h"
+#include "runtime/pages.h"
 
 namespace sde {
 namespace {
 
 // Room for the headers of one graph's operators; the largest network here (SDXL) has about 8,000.
 constexpr size_t kMaxNodes = 32768;
+// Activations of fewer bytes stay in memory between runs.
+constexpr size_t kWorthReleasing = size_t{64} << 20;
 
 }  // namespace
 
@@ -84,6 +88,7 @@ void Graph::allocate() {
 
 void Graph::set_input(const std::string& name, ggml_type type, const void* data, size_t bytes) {
     auto it = inputs_.find(name);
+    is_released_ = false;
     if (it == inputs_.end())
         throw Error(ErrorKind::Parameter, "the network has no input '" + name + "'");
     if (type != it->second->type)
@@ -124,7 +129,16 @@ void Graph::get_output(const std::string& name, void* data, size_t bytes) const 
 }
 
 size_t Graph::activation_bytes() const {
-    return allocator_ ? ggml_gallocr_get_buffer_size(allocator_, 0) : 0;
+    return allocator_ && !is_released_ ? ggml_gallocr_get_buffer_size(allocator_, 0) : 0;
+}
+
+void Graph::release_activations() {
+    if (inputs_.empty() || activation_bytes() < kWorthReleasing) return;
+    // Inputs are set before every run, and nothing else in the allocator's buffer outlives one.
+    ggml_backend_buffer_t buffer = inputs_.begin()->second->buffer;
+    if (!buffer || !ggml_backend_buffer_is_host(buffer)) return;
+    is_released_ =
+        discard_pages(ggml_backend_buffer_get_base(buffer), ggml_backend_buffer_get_size(buffer));
 }
 
 }  // namespace sde

@@ -68,8 +68,11 @@ class Graph {
     void get_output(const std::string& name, void* data, size_t bytes) const;
     const std::map<std::string, Shape>& output_shapes() const noexcept { return output_shapes_; }
 
-    // Bytes of activations; planned_bytes is what allocate() would take.
+    // Bytes of activations that are in memory; planned_bytes is what allocate() would take.
     size_t activation_bytes() const;
+    // Activations hold nothing between runs. Large ones leave memory until the next run, where the
+    // system has a call for it; small ones stay, since getting memory back takes time, too.
+    void release_activations();
     size_t planned_bytes();
 
   private:
@@ -87,6 +90,7 @@ class Graph {
     std::vector<std::shared_ptr<void>> kept_;
     double work_ = 0.0;
     int64_t circular_ = 0;
+    bool is_released_ = false;
 };
 
 }  // namespace sde

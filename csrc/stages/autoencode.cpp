@@ -155,7 +155,7 @@ void run_tiled(const Direction& run, const HostArray& in, int64_t n, const Tilin
 HostArray run_all(const Direction& run, const HostArray& in, const Tiling& tiling) {
     if (in.shape.rank() != 4)
         throw Error(ErrorKind::Parameter,
-                    "an autoencoder takes [N, C, H, W], not " + in.shape.text());
+                    "a picture or its latents are [N, C, H, W], not " + in.shape.text());
     if (in.shape[2] % run.in_scale || in.shape[3] % run.in_scale)
         throw Error(ErrorKind::Parameter, "width and height must be multiples of " +
                                               std::to_string(run.in_scale) + ", not " +
@@ -188,6 +188,13 @@ HostArray decode_latents(Runner& decoder, const HostArray& latents, int64_t fact
 HostArray encode_image(Runner& encoder, const HostArray& image, int64_t factor,
                        const Tiling& tiling, const CancelCheck& cancel) {
     return run_all({encoder, "image", factor, 1, cancel}, image, tiling);
+}
+
+HostArray upscale_image(Runner& upscaler, const HostArray& image, int64_t factor, int64_t grid,
+                        const Tiling& tiling, const CancelCheck& cancel) {
+    if (factor < 1 || grid < 1)
+        throw Error(ErrorKind::Parameter, "an upscaler's factor and grid are 1 or more");
+    return run_all({upscaler, "image", grid, grid * factor, cancel}, image, tiling);
 }
 
 }  // namespace sde

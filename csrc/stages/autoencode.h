@@ -1,4 +1,4 @@
-// Pictures to latents and back, whole or in overlapping tiles.
+// Pictures to latents and back, or to larger pictures, whole or in overlapping tiles.
 #pragma once
 
 #include "stages/runner.h"
@@ -23,5 +23,11 @@ HostArray decode_latents(Runner& decoder, const HostArray& latents, int64_t fact
 // H / factor, W / factor], or latents.
 HostArray encode_image(Runner& encoder, const HostArray& image, int64_t factor,
                        const Tiling& tiling, const CancelCheck& cancel);
+
+// Image [N, C, H, W] -> [N, C, H * factor, W * factor] by an upscaler that works on squares of
+// `grid` points (windows, folded points). Tiles are counted in them, so that every tile begins at
+// one; H and W are multiples of it.
+HostArray upscale_image(Runner& upscaler, const HostArray& image, int64_t factor, int64_t grid,
+                        const Tiling& tiling, const CancelCheck& cancel);
 
 }  // namespace sde

@@ -16,7 +16,8 @@ bool same_shapes(const HostArrays& a, const HostArrays& b) {
 }
 
 bool fit_together(const BranchCall& a, const BranchCall& b) {
-    return a.options == b.options && same_shapes(a.branch->inputs, b.branch->inputs) &&
+    return a.options == b.options && a.controls == b.controls &&
+           same_shapes(a.branch->inputs, b.branch->inputs) &&
            same_shapes(a.more_inputs, b.more_inputs) &&
            a.branch->extra_channels.shape == b.branch->extra_channels.shape;
 }
@@ -72,8 +73,14 @@ void evaluate_group(Runner& denoiser, const Group& group, std::span<const float>
     HostArray& times = inputs["timesteps"];
     times.shape = Shape{latents[0] * static_cast<int64_t>(group.size())};
     times.floats.assign(static_cast<size_t>(times.shape[0]), timestep);
+    const BranchCall& first = *group.front();
+    if (!first.controls.empty()) {
+        HostArray plain;
+        for (size_t i = 0; i < group.size(); ++i) append(plain, network_latents(x, latents, {}));
+        add_residuals(first.controls, plain, group.size(), first.options, inputs, cancel);
+    }
 
-    const HostArrays outputs = denoiser.run(inputs, group.front()->options, cancel);
+    const HostArrays outputs = denoiser.run(inputs, first.options, cancel);
     const auto found = outputs.find("prediction");
     if (found == outputs.end())
         throw Error(ErrorKind::Parameter,
@@ -102,6 +109,9 @@ int64_t evaluate(Runner& denoiser, const std::vector<BranchCall>& calls, std::sp
                  const Shape& latents, float timestep, bool split, const CancelCheck& cancel) {
     const std::vector<Group> groups = grouped(calls, split);
     denoiser.keep_graphs(groups.size());
+    for (const BranchCall& call : calls)
+        for (const ActiveControl& active : call.controls)
+            if (active.control->network) active.control->network->keep_graphs(groups.size());
     for (const Group& group : groups) evaluate_group(denoiser, group, x, latents, timestep, cancel);
     return static_cast<int64_t>(calls.size());
 }

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "stages/runner.h"
+#include "stages/control.h"
 
 namespace sde {
 
@@ -29,6 +29,7 @@ struct BranchCall {
     std::vector<float>* prediction;  // where the raw prediction goes
     networks::Options options;
     HostArrays more_inputs;  // besides the branch's
+    std::vector<ActiveControl> controls = {};
 };
 
 // Evaluates `calls` for latents x [N, C, h, w]: those whose inputs have equal shapes and whose

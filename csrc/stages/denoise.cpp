@@ -13,15 +13,15 @@ using Role = Branch::Role;
 using Values = std::vector<float>;
 
 const Branch* find(const Phase& phase, Role role) {
-    for (const Branch& branch : phase.branches)
-        if (branch.role == role) return &branch;
+    for (const auto& branch : phase.branches)
+        if (branch->role == role) return branch.get();
     return nullptr;
 }
 
 Values weights(const Phase& phase) {
     Values out;
-    for (const Branch& branch : phase.branches)
-        if (branch.role == Role::Positive) out.push_back(branch.weight);
+    for (const auto& branch : phase.branches)
+        if (branch->role == Role::Positive) out.push_back(branch->weight);
     return out;
 }
 
@@ -60,9 +60,9 @@ void check_branch(const Branch& branch, const Shape& latents) {
 
 void check_phase(const Phase& phase, const Shape& latents) {
     int64_t count[3] = {};
-    for (const Branch& branch : phase.branches) {
-        ++count[static_cast<int>(branch.role)];
-        check_branch(branch, latents);
+    for (const auto& branch : phase.branches) {
+        ++count[static_cast<int>(branch->role)];
+        check_branch(*branch, latents);
     }
     const auto [positive, negative, image] = count;
     if (positive == 0 || negative > 1 || image > 1 || (image == 1 && positive > 1))
@@ -122,6 +122,8 @@ DenoiseRun::DenoiseRun(std::shared_ptr<const DenoiseSetup> setup)
       guide_(setup_->guidance, sampler_->steps(), setup_->latents[0], setup_->latents[1]) {
     for (const Phase& phase : setup_->phases) check_phase(phase, setup_->latents);
     if (setup_->blend) check_blend(*setup_->blend, setup_->latents);
+    for (const Control& control : setup_->controls)
+        control.check(setup_->latents[0], sampler_->steps());
     check_phases();
     check_support();
 }
@@ -211,6 +213,16 @@ float DenoiseRun::timestep(float sigma) const {
     return setup_->levels.timestep(sigma);
 }
 
+std::vector<ActiveControl> DenoiseRun::controls(Role role) const {
+    std::vector<ActiveControl> active;
+    for (const Control& control : setup_->controls) {
+        const float weight = control.weights[static_cast<size_t>(sampler_->index())];
+        if (weight != 0.0f && (role == Role::Positive || !control.positive_only))
+            active.push_back({&control, weight});
+    }
+    return active;
+}
+
 std::vector<BranchCall> DenoiseRun::plan(const sampling::Needs& needs,
                                          sampling::Predictions& to) const {
     const Phase& now = phase();
@@ -222,18 +234,23 @@ std::vector<BranchCall> DenoiseRun::plan(const sampling::Needs& needs,
     to.perturbed.resize(needs.perturbed ? positives : 0);
     HostArrays away = nag_;
     if (!away.empty()) away["nag_context"] = find(now, Role::Negative)->inputs.at("context");
+    const std::vector<ActiveControl> guided = controls(Role::Positive);
     std::vector<BranchCall> calls;
     size_t at = 0;
-    for (const Branch& branch : now.branches) {
-        if (branch.role != Role::Positive) continue;
-        calls.push_back({&branch, &to.positives[at], setup_->options, away});
-        if (needs.skipped) calls.push_back({&branch, &to.skipped[at], skipped_, away});
-        if (needs.perturbed) calls.push_back({&branch, &to.perturbed[at], perturbed_, away});
+    for (const auto& branch : now.branches) {
+        if (branch->role != Role::Positive) continue;
+        calls.push_back({branch.get(), &to.positives[at], setup_->options, away, guided});
+        if (needs.skipped) calls.push_back({branch.get(), &to.skipped[at], skipped_, away, guided});
+        if (needs.perturbed)
+            calls.push_back({branch.get(), &to.perturbed[at], perturbed_, away, guided});
         ++at;
     }
     const networks::Options& plain = setup_->options;
-    if (needs.negative) calls.push_back({find(now, Role::Negative), &to.negative, plain, {}});
-    if (needs.image) calls.push_back({find(now, Role::Image), &to.image, plain, {}});
+    const auto add_other = [&](Role role, Values& prediction) {
+        calls.push_back({find(now, role), &prediction, plain, {}, controls(role)});
+    };
+    if (needs.negative) add_other(Role::Negative, to.negative);
+    if (needs.image) add_other(Role::Image, to.image);
     return calls;
 }
 

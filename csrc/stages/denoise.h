@@ -14,7 +14,7 @@ namespace sde {
 // The conditions from where the phase before ends up to, not including, step `until`.
 struct Phase {
     int until;
-    std::vector<Branch> branches;
+    std::vector<std::shared_ptr<const Branch>> branches;  // phases that come back share them
 };
 
 // Masked sampling: after each step the kept region is the original again, at the noise level that
@@ -38,6 +38,7 @@ struct DenoiseSetup {
     std::optional<Blend> blend = {};
     networks::Options options = {};  // of every evaluation ("circular")
     bool split = false;              // branches one by one instead of in one batch
+    std::vector<Control> controls = {};
 };
 
 // One generation's denoising, steppable.
@@ -64,6 +65,7 @@ class DenoiseRun {
 
   private:
     const Phase& phase() const;
+    std::vector<ActiveControl> controls(Branch::Role role) const;
     std::vector<BranchCall> plan(const sampling::Needs& needs, sampling::Predictions& to) const;
     void denoise(std::span<const float> x, float sigma, std::span<float> denoised,
                  std::span<float> unguided, const CancelCheck& cancel);

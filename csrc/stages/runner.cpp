@@ -36,6 +36,7 @@ Runner::Runner(const std::string& kind, const Config& config, std::shared_ptr<We
     : kind_(kind),
       store_(std::move(store)),
       device_(std::move(device)),
+      adapters_(store_),
       network_(networks::make_network(kind, nn::Scope(*store_, ""), config)),
       graphs_kept_(kGraphsKept) {}
 
@@ -78,7 +79,7 @@ Runner::Compiled& Runner::compiled(const HostArrays& inputs, const networks::Opt
 }
 
 HostArrays Runner::run(const HostArrays& inputs, const networks::Options& options,
-                       const CancelCheck& cancel) {
+                       const CancelCheck& cancel, Layout layout) {
     std::lock_guard lock(mutex_);
     store_->check_files();
     Compiled& current = compiled(inputs, options);
@@ -86,7 +87,7 @@ HostArrays Runner::run(const HostArrays& inputs, const networks::Options& option
         if (!array.ids.empty()) {
             current.graph->set_input(name, GGML_TYPE_I32, array.ids.data(),
                                      array.ids.size() * sizeof(int32_t));
-        } else if (array.shape.rank() == 4) {
+        } else if (array.shape.rank() == 4 && array.layout == Layout::Torch) {
             staging_.resize(array.floats.size());
             to_channels_last(array.floats.data(), staging_.data(), array.shape[0], array.shape[1],
                              array.shape[2] * array.shape[3]);
@@ -102,9 +103,10 @@ HostArrays Runner::run(const HostArrays& inputs, const networks::Options& option
     for (const auto& [name, shape] : current.outputs) {
         HostArray& array = outputs[name];
         array.shape = shape;
+        array.layout = layout;
         array.floats.resize(static_cast<size_t>(shape.elements()));
         const size_t bytes = array.floats.size() * sizeof(float);
-        if (shape.rank() == 4) {
+        if (shape.rank() == 4 && layout == Layout::Torch) {
             staging_.resize(array.floats.size());
             current.graph->get_output(name, staging_.data(), bytes);
             to_channels_first(staging_.data(), array.floats.data(), shape[0], shape[1],
@@ -129,6 +131,21 @@ void Runner::report_not_finite(const std::string& output) const {
     throw Error(ErrorKind::Numeric, message + "Its parameters are finite; look at the inputs");
 }
 
+void Runner::set_adapters(const std::vector<AdapterUse>& uses) {
+    std::lock_guard lock(mutex_);
+    try {
+        if (adapters_.apply(uses)) cache_.clear();
+    } catch (...) {
+        cache_.clear();
+        throw;
+    }
+}
+
+size_t Runner::adapter_bytes() const {
+    std::lock_guard lock(mutex_);
+    return adapters_.bytes();
+}
+
 void Runner::keep_graphs(size_t count) {
     std::lock_guard lock(mutex_);
     graphs_kept_ = std::max(count, kGraphsKept);
@@ -138,6 +155,11 @@ void Runner::release() {
     std::lock_guard lock(mutex_);
     cache_.clear();
     staging_ = {};
+}
+
+void Runner::release_activations() {
+    std::lock_guard lock(mutex_);
+    for (Compiled& compiled : cache_) compiled.graph->release_activations();
 }
 
 size_t Runner::activation_bytes() const {

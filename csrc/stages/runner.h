@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "adapters/stack.h"
 #include "networks/network.h"
 #include "runtime/device.h"
 #include "runtime/graph.h"
@@ -16,11 +17,16 @@
 
 namespace sde {
 
-// A host array in torch order and C layout; `data` holds float32, or int32 for ids.
+// How a feature map's values lie: in torch order, or channels last as graphs hold them, which saves
+// two rearrangements where one network's output is another one's input.
+enum class Layout { Torch, AsStored };
+
+// A host array in C layout; `floats` holds float32, `ids` int32.
 struct HostArray {
     Shape shape;
     std::vector<float> floats;
     std::vector<int32_t> ids;  // used instead of floats when not empty
+    Layout layout = Layout::Torch;
 };
 using HostArrays = std::map<std::string, HostArray>;
 
@@ -31,14 +37,19 @@ class Runner {
     Runner(const std::string& kind, const Config& config, std::shared_ptr<WeightStore> store,
            std::shared_ptr<Device> device);
 
-    // One evaluation. Throws Numeric when an output is not finite, Parameter when the inputs do not
-    // fit.
+    // One evaluation, with outputs in `layout`. Throws Numeric when an output is not finite,
+    // Parameter when the inputs do not fit.
     HostArrays run(const HostArrays& inputs, const networks::Options& options,
-                   const CancelCheck& cancel);
+                   const CancelCheck& cancel, Layout layout = Layout::Torch);
 
     // Bytes of activations that a run at these shapes takes, without taking them.
     size_t planned_bytes(const networks::InputShapes& shapes,
                          const networks::Options& options) const;
+
+    // Makes exactly these adapters apply from the next run on. Throws Weights when one does not
+    // fit; then none applies.
+    void set_adapters(const std::vector<AdapterUse>& uses);
+    size_t adapter_bytes() const;
 
     // How many graphs the caller runs in turn; so many stay ready (two at least) from the next one
     // on.
@@ -47,6 +58,8 @@ class Runner {
     void release();
     // The weights leave memory where they are mapped from a file; the next run reads them again.
     void release_weights() const { store_->release_pages(); }
+    // Large activations leave memory, the graphs stay; see Graph.
+    void release_activations();
     size_t activation_bytes() const;
     int64_t graphs_built() const noexcept { return graphs_built_; }
     const std::string& kind() const noexcept { return kind_; }
@@ -66,6 +79,7 @@ class Runner {
     std::string kind_;
     std::shared_ptr<WeightStore> store_;
     std::shared_ptr<Device> device_;
+    AdapterStack adapters_;
     std::unique_ptr<networks::Network> network_;
     std::list<Compiled> cache_;  // most recently used first
     size_t graphs_kept_;

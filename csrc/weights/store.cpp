@@ -93,7 +93,7 @@ void WeightStore::add(const std::string& name, TensorSource source,
     auto& file = files_[source.path];
     if (!file) file = std::make_shared<MappedFile>(std::filesystem::path(source.path));
     file->bytes(source.offset, source.nbytes);  // throws when the range is outside of the file
-    entries_.emplace(name, Entry{std::move(source), file, convert_to, nullptr});
+    entries_.emplace(name, Entry{std::move(source), file, convert_to});
 }
 
 ggml_tensor* WeightStore::make_tensor(ggml_type type, const Shape& shape, const std::string& name) {
@@ -168,6 +168,33 @@ ggml_tensor* WeightStore::parameter(const std::string& name, const Shape& shape,
     }
     entry.tensor = tensor;
     return tensor;
+}
+
+const ggml_tensor& WeightStore::original(const std::string& name) const {
+    auto it = entries_.find(name);
+    if (it == entries_.end() || !it->second.tensor)
+        fail("no network uses a parameter '" + name + "' that an adapter could change");
+    return it->second.original ? *it->second.original : *it->second.tensor;
+}
+
+void WeightStore::replace(const std::string& name, ggml_type type, void* data) {
+    original(name);  // throws where there is none
+    Entry& entry = entries_.at(name);
+    ggml_tensor* tensor = entry.tensor;
+    if (!entry.original) entry.original = std::make_unique<ggml_tensor>(*tensor);
+    tensor->type = type;
+    tensor->data = data;
+    tensor->nb[0] = ggml_type_size(type);
+    tensor->nb[1] = ggml_row_size(type, tensor->ne[0]);
+    for (int axis = 2; axis < GGML_MAX_DIMS; ++axis)
+        tensor->nb[axis] = tensor->nb[axis - 1] * tensor->ne[axis - 1];
+}
+
+void WeightStore::restore(const std::string& name) {
+    Entry& entry = entries_.at(name);
+    if (!entry.original) return;
+    *entry.tensor = *entry.original;
+    entry.original.reset();
 }
 
 void WeightStore::check_files() const {

@@ -36,6 +36,14 @@ struct TensorSource {
 // file's type.
 enum class Use { Vector, Matrix };
 
+// What adapters add to a layer's product x W^T: up(gains * down(x)). Absent while `down` is null.
+// It changes between evaluations only; a change of its sizes or types makes graphs invalid.
+struct Beside {
+    ggml_tensor* down = nullptr;   // [rank, row elements of the weight]
+    ggml_tensor* gains = nullptr;  // [rank], float32
+    ggml_tensor* up = nullptr;     // [rows of the weight, rank]
+};
+
 class ParameterSource {
   public:
     virtual ~ParameterSource() = default;
@@ -43,6 +51,9 @@ class ParameterSource {
     // or mis-shaped.
     virtual ggml_tensor* parameter(const std::string& name, const Shape& shape, Use use) = 0;
     virtual bool has(const std::string& name) const = 0;
+    // What adapters add beside the matrix `name`; the address stays. Null for a source without
+    // values.
+    virtual const Beside* beside(const std::string& name) = 0;
 };
 
 // Parameters of one component, used in place from mapped files wherever the type allows it.
@@ -59,6 +70,18 @@ class WeightStore : public ParameterSource {
 
     ggml_tensor* parameter(const std::string& name, const Shape& shape, Use use) override;
     bool has(const std::string& name) const override { return entries_.count(name) != 0; }
+    const Beside* beside(const std::string& name) override { return &beside_[name]; }
+
+    // For adapters. Values that stand in the place of a parameter's own until `restore`; they
+    // belong to the caller. Only while no evaluation is running, and a change of type makes graphs
+    // invalid.
+    void replace(const std::string& name, ggml_type type, void* data);
+    void restore(const std::string& name);
+    // Whether a layer asked what stands beside it; others can only be replaced.
+    bool takes_beside(const std::string& name) const { return beside_.count(name) != 0; }
+    void set_beside(const std::string& name, const Beside& beside) { beside_[name] = beside; }
+    // The parameter as networks have it without adapters. Throws Weights when none asked for it.
+    const ggml_tensor& original(const std::string& name) const;
 
     // Throws Format when a file has become shorter since it was mapped.
     void check_files() const;
@@ -81,11 +104,13 @@ class WeightStore : public ParameterSource {
         std::shared_ptr<MappedFile> file;
         std::optional<ggml_type> convert_to;
         ggml_tensor* tensor = nullptr;
+        std::unique_ptr<ggml_tensor> original = {};  // its header, while it is replaced
     };
     ggml_tensor* make_tensor(ggml_type type, const Shape& shape, const std::string& name);
     void* own(size_t bytes);
 
     std::map<std::string, Entry> entries_;
+    std::map<std::string, Beside> beside_;
     std::map<std::string, std::shared_ptr<MappedFile>> files_;
     std::vector<std::unique_ptr<uint8_t[]>> owned_;
     std::vector<ggml_context*> contexts_;

@@ -26,7 +26,7 @@ void write(const std::string& path, uint64_t offset, const void* data, size_t by
 }  // namespace
 
 uint64_t transcode(const TensorSource& source, const std::string& path, uint64_t offset,
-                   const DType& dtype, int threads) {
+                   const DType& dtype, int threads, const Edit& edit) {
     source.validate("the tensor");
     const int64_t elements = source.shape.elements();
     const int64_t row = source.shape.rank() > 1 ? elements / source.shape[0] : elements;
@@ -38,7 +38,7 @@ uint64_t transcode(const TensorSource& source, const std::string& path, uint64_t
     const MappedFile file{std::filesystem::path(source.path)};
     const uint8_t* bytes = file.bytes(source.offset, source.nbytes);
     const size_t out_bytes = dtype.bytes(elements);
-    const bool plain = source.strides.empty() && !source.transpose;
+    const bool plain = source.strides.empty() && !source.transpose && !edit;
     if (plain && source.dtype.foreign == DType::Foreign::None && source.dtype.type == dtype.type) {
         write(path, offset, bytes, out_bytes);
         return out_bytes;
@@ -64,7 +64,8 @@ uint64_t transcode(const TensorSource& source, const std::string& path, uint64_t
             }
         });
     } else {
-        const std::vector<float> values = source.read(bytes);
+        std::vector<float> values = source.read(bytes);
+        if (edit) edit(values);
         in_parallel(elements / row, 1, team, [&](int64_t begin, int64_t end) {
             from_float(dtype.type, values.data() + begin * row,
                        out.data() + dtype.bytes(begin * row), end - begin, row);

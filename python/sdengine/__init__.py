@@ -14,8 +14,10 @@ from __future__ import annotations
 
 from . import errors, guidance, random, sampling
 from ._core import __version__
+from .adapters import Lora
 from .api import generate, load
 from .conditioning import Conditioning
+from .control import ControlNet
 from .conversion import convert
 from .devices import Device, devices
 from .errors import (
@@ -39,15 +41,18 @@ from .options import GenerateOptions
 from .pipeline import Pipeline
 from .results import Result
 from .run import Run
+from .upscalers import Upscaler, load_upscaler
 
 __all__ = [
     "Cancelled",
     "Conditioning",
+    "ControlNet",
     "Device",
     "DeviceError",
     "FormatError",
     "GenerateOptions",
     "Guidance",
+    "Lora",
     "ModelInfo",
     "NumericError",
     "OutOfMemoryError",
@@ -61,6 +66,7 @@ __all__ = [
     "TokenizerError",
     "UnsupportedModelError",
     "UnwiseWarning",
+    "Upscaler",
     "WeightsError",
     "__version__",
     "convert",
@@ -70,6 +76,7 @@ __all__ = [
     "guidance",
     "inspect",
     "load",
+    "load_upscaler",
     "random",
     "sampling",
 ]

@@ -54,6 +54,8 @@ def transcode(
     dst_offset: int,
     dst_dtype: str,
     threads: int = 0,
+    adapters: Sequence[tuple[Adapter, float]] = ...,
+    parameter: str = "",
 ) -> int: ...
 def read_values(
     dtype: str,
@@ -85,6 +87,25 @@ class Device:
     def threads(self) -> int: ...
 
 @final
+class Adapter:
+    """What one file changes in one network."""
+
+    def __init__(self) -> None: ...
+    def add(
+        self,
+        parameter: str,
+        shape: Sequence[int],
+        kind: str,
+        tensors: Mapping[
+            str,
+            tuple[str, Sequence[int], str | PathLike[str], int, int, Sequence[int] | None],
+        ],
+        factor: float = 1.0,
+    ) -> None: ...
+    @property
+    def parameters(self) -> list[str]: ...
+
+@final
 class Network:
     """A network with its parameters on a device."""
 
@@ -97,8 +118,12 @@ class Network:
         options: Mapping[str, int] = ...,
         cancel: CancelToken | None = None,
     ) -> dict[str, _Array]: ...
+    def set_adapters(self, adapters: Sequence[tuple[Adapter, float]]) -> None: ...
+    @property
+    def adapter_bytes(self) -> int: ...
     def release(self) -> None: ...
     def release_weights(self) -> None: ...
+    def release_activations(self) -> None: ...
     def planned_bytes(
         self, shapes: Mapping[str, Sequence[int]], options: Mapping[str, int] = ...
     ) -> int: ...
@@ -120,6 +145,15 @@ def decode_latents(
     tile: int = 0,
     overlap: int = 0,
     circular: int = 0,
+    cancel: CancelToken | None = None,
+) -> _Array: ...
+def upscale_image(
+    upscaler: Network,
+    image: _Array,
+    factor: int,
+    grid: int = 1,
+    tile: int = 0,
+    overlap: int = 0,
     cancel: CancelToken | None = None,
 ) -> _Array: ...
 def encode_image(
@@ -168,6 +202,21 @@ class Branch:
     ) -> None: ...
 
 @final
+class Control:
+    """Residuals for the denoiser, with one entry per picture."""
+
+    def __init__(
+        self,
+        network: Network | None,
+        inputs: Mapping[str, NDArray[Any]],
+        weights: Sequence[float],
+        *,
+        factors: Mapping[str, float] = ...,
+        positive_only: bool = False,
+        pooled: bool = False,
+    ) -> None: ...
+
+@final
 class DenoiseRun:
     """One generation's denoising, step by step."""
 
@@ -193,6 +242,7 @@ class DenoiseRun:
         blend: tuple[_Array, _Array, _Array] | None = None,
         options: Mapping[str, int] = ...,
         split: bool = False,
+        controls: Sequence[Control] = ...,
     ) -> None: ...
     def step(self, cancel: CancelToken | None = None) -> None: ...
     @property

@@ -8,7 +8,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .errors import SDEngineError
+from .adapters import LoraLike, as_loras
+from .control import ControlNet
+from .embeddings import Embeddings
+from .errors import ParameterError, SDEngineError
 from .pipeline import ModelSource, Pipeline
 from .results import Result
 from .tokenizers import ClipTokenizer
@@ -30,6 +33,12 @@ def load(
     device: str = "auto",
     threads: int = 0,
     weight_type: str | None = None,
+    embeddings: Embeddings | None = None,
+    loras: Sequence[LoraLike] | LoraLike | None = None,
+    lora_dir: AnyPath | None = None,
+    controlnets: AnyPath | ControlNet | Sequence[AnyPath | ControlNet] = (),
+    ip_adapter: AnyPath | None = None,
+    image_encoder: AnyPath | None = None,
 ) -> Pipeline:
     """Load a model. Weights are mapped, not read: this takes milliseconds.
 
@@ -48,6 +57,13 @@ def load(
         threads: CPU threads; 0 takes one per physical core.
         weight_type: hold the weights in this type (``"q8_0"``, ``"q4_k"``, ...) with the rules of
             :func:`sdengine.convert`, quantized while loading; None uses the file's own, in place.
+        embeddings: textual inversion files: a mapping from the names that prompts use to paths, or paths alone, whose
+            names are the tokens in them or the file names (docs/prompts.md).
+        loras: LoRAs that apply to every call, see :meth:`sdengine.Pipeline.set_loras` and docs/adapters.md.
+        lora_dir: folder where ``<lora:name:0.8>`` in a prompt finds its file, subfolders too.
+        controlnets: files or folders of ControlNets and T2I adapters for this model, see docs/control.md.
+        ip_adapter: the file of an IP-Adapter for this model.
+        image_encoder: the CLIP vision encoder that it was trained with; None looks beside it.
 
     Returns:
         A pipeline, ready to generate.
@@ -58,6 +74,7 @@ def load(
         WeightsError: a parameter is missing or does not fit.
         TokenizerError: there is no tokenizer.
     """
+    single = (str, PathLike, ControlNet)
     source = ModelSource(
         model,
         vae=vae,
@@ -68,8 +85,24 @@ def load(
         device=device,
         threads=threads,
         weight_type=weight_type,
+        embeddings=embeddings,
+        loras=as_loras(loras),
+        lora_dir=lora_dir,
+        controlnets=[controlnets] if isinstance(controlnets, single) else _listed(controlnets),
+        ip_adapter=ip_adapter,
+        image_encoder=image_encoder,
     )
     return source.open()
+
+
+def _listed(controlnets: Any) -> list[AnyPath | ControlNet]:
+    if not isinstance(controlnets, list | tuple) or not all(
+        isinstance(net, str | PathLike | ControlNet) for net in controlnets
+    ):
+        raise ParameterError(
+            f"controlnets must be a list of paths or sdengine.ControlNet, not {controlnets!r}"
+        )
+    return list(controlnets)
 
 
 _demo_lock = threading.Lock()

@@ -88,9 +88,11 @@ class Autoencoder:
         size, overlap = _tiling(self.decoder, "latents", shape, 1, tile, circular)
         centred = latents * self._deviation / self.scale + self.shift
         plain = np.ascontiguousarray(centred + self._mean, np.float32)
-        return _core.decode_latents(
+        made = _core.decode_latents(
             self.decoder, plain, self.factor, size, overlap, circular, cancel
         )
+        _release(self.decoder)
+        return made
 
     def encode(
         self,
@@ -146,6 +148,7 @@ class Autoencoder:
         shape = (1, *image.shape[1:])
         size, overlap = _tiling(self.encoder, "image", shape, self.factor, tile, circular)
         made = _core.encode_image(self.encoder, image, self.factor, size, overlap, circular, cancel)
+        _release(self.encoder)
         channels = int(self.config["latent_channels"])
         factor = self.scale / self._deviation
         centred = made[:, :channels] - self.shift - self._mean
@@ -161,8 +164,16 @@ def _per_channel(values: Sequence[float] | None, otherwise: float) -> Array:
     return np.asarray(values or [otherwise], np.float32).reshape(1, -1, 1, 1)
 
 
+def _release(network: _core.Network) -> None:
+    """Leave the memory to the denoiser: a picture is decoded once in many evaluations."""
+    network.release_weights()
+    network.release_activations()
+
+
 def _noise(shape: Sequence[int], seed: int) -> Array:
     """One generator per picture, so that a batch equals single runs."""
+    if not isinstance(seed, int):
+        raise ParameterError(f"seed must be a whole number, not {seed!r}")
     return np.concatenate([random.normal([1, *shape[1:]], seed + i) for i in range(shape[0])])
 
 

@@ -13,6 +13,7 @@ from . import _core, prompt
 from .conditioning import Conditioning, class_embedding, stack_texts
 from .errors import ParameterError
 from .families import SizeConditioning
+from .image_prompt import PictureTokens
 from .text_encoders import EncodedText
 
 Array = NDArray[np.float32]
@@ -49,6 +50,7 @@ class Told:
     """The strength of guidance, as the input of a model that was distilled with it."""
     picture: Array | None = None
     """``[N, E, h, w]``: what inpainting, editing and depth models read behind the latents."""
+    picture_tokens: PictureTokens | None = None
     drops_picture: bool = False
     """The negative branch reads zeros in place of the picture, and one more branch reads the
     picture without the text (InstructPix2Pix, Brooks et al. 2023, arXiv 2211.09800)."""
@@ -66,6 +68,8 @@ class Told:
             given["class_embedding"] = class_embedding(pooled, sizes, self.size_layout)
         elif pooled is not None:
             given["pooled"] = pooled
+        if self.picture_tokens is not None:
+            given.update(self.picture_tokens.inputs(negative))
         return {**given, **self.guidance}
 
 
@@ -82,10 +86,16 @@ def from_script(
         return told.inputs(context, pooled, negative)
 
     phases: Phases = []
+    made: dict[object, list[Branch]] = {}  # prompts that alternate come back to the same texts
     for phase in script.phases:
+        key = (phase.parts, phase.negatives)
+        if key in made:
+            phases.append((phase.until_step, made[key]))
+            continue
         positive = [(of_texts(part.texts, False), part.weight) for part in phase.parts]
         negative = of_texts(phase.negatives, True) if guided else None
-        phases.append((phase.until_step, _branches(positive, negative, told)))
+        made[key] = _branches(positive, negative, told)
+        phases.append((phase.until_step, made[key]))
     return phases
 
 

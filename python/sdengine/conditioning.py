@@ -32,6 +32,22 @@ class Conditioning:
     pooled: Array | None = None
     negative_pooled: Array | None = None
 
+    def __post_init__(self) -> None:
+        for name, array in vars(self).items():
+            axes = 3 if name.endswith("context") else 2
+            if array is None and name != "context":
+                continue
+            if (
+                not isinstance(array, np.ndarray)
+                or array.ndim != axes
+                or array.dtype.kind not in "fiu"
+            ):
+                found = array.shape if isinstance(array, np.ndarray) else type(array).__name__
+                raise ParameterError(
+                    f"a conditioning's {name} must be numbers in a numpy array of {axes} axes,"
+                    f" not {found}; encode_prompt() makes one"
+                )
+
     @property
     def batch_size(self) -> int:
         """Number of prompts."""

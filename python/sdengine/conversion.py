@@ -11,7 +11,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from sdengine import _core
+from sdengine import _core, previews
+from sdengine.adapters import LoraLike
+from sdengine.adapters.merging import Merge, merge_of
 from sdengine.errors import ParameterError, TokenizerError, WeightsError
 from sdengine.families import Defaults
 from sdengine.formats import DTYPES
@@ -29,6 +31,8 @@ from sdengine.loading.weight_types import (
     choose_type,
     parse_rules,
 )
+from sdengine.previews import Projection
+from sdengine.recipes import TITLES, as_published
 from sdengine.tokenizers import (
     ClipTokenizer,
     JsonTokenizer,
@@ -84,6 +88,8 @@ class _Job:
     binding: Binding
     choice: Choice
     tensor: NewTensor
+    adapters: Sequence[tuple[_core.Adapter, float]]
+    """What is merged into it."""
     row: int = 0
     """Where it begins in the tensor, which holds several parameters if names are fused."""
 
@@ -103,7 +109,11 @@ def convert(
     vae: Autoencoders | None = None,
     text_encoders: TextEncoders | None = None,
     tokenizer: str | PathLike[str] | ClipTokenizer | None = None,
+    family: str | None = None,
+    prediction: str | None = None,
     defaults: Mapping[str, object] | None = None,
+    preview: Projection | None = None,
+    loras: Sequence[LoraLike] | LoraLike | None = None,
     callback: Callable[[ConvertEvent], None] | None = None,
     threads: int = 0,
     overwrite: bool = True,
@@ -121,14 +131,21 @@ def convert(
         vae: an autoencoder to take instead of the model's.
         text_encoders: text encoders to take instead of the model's.
         tokenizer: a tokenizer, or the path of one; None takes the model's own.
+        family: take the model for a member of this family; None to find out.
+        prediction: what the denoiser predicts, where the file does not say it; None to find out.
         defaults: what a generation takes where the caller says nothing, in place of the model's own:
-            any of ``width``, ``height``, ``steps``, ``guidance``, ``sampler``, ``schedule``.
+            any of ``width``, ``height``, ``steps``, ``guidance``, ``sampler``, ``schedule``, ``eta``.
+            The model's own are also its recipe's, if its name asks for one (docs/recipes.md).
+        preview: colours of previews, see :func:`sdengine.previews.fit_factors`; None keeps those that the source
+            brings, if any.
+        loras: LoRAs to merge into the weights before they are quantized: paths, (path, scale), ...
+            (docs/adapters.md).
         callback: called after every tensor. An exception in it ends the conversion and comes out.
         threads: 0 takes all cores.
         overwrite: replace an existing file.
 
     Raises:
-        ParameterError: an unknown type, a bad rule or default, or `dst` exists and must not be
+        ParameterError: an unknown type or family, a bad rule or default, or `dst` exists and must not be
             replaced.
         OutputError: `dst` cannot be written, or the disk is too small.
         UnsupportedModelError, WeightsError, FormatError: `src` cannot be used.
@@ -143,18 +160,20 @@ def convert(
         raise ParameterError(f"{str(dst)[:80]!r} cannot be a file's name: {error}") from None
     if taken and not (overwrite and usual):
         raise ParameterError(f"{dst} exists; choose another name, or overwrite=True for a file")
-    plan = plan_model(src, vae, text_encoders)
+    plan = plan_model(src, vae, text_encoders, family=family, prediction=prediction)
+    plan, _ = as_published(plan, prediction is not None)
+    merge, plan = merge_of(plan, loras)
     if defaults:
         plan = replace(plan, defaults=_with_defaults(plan.defaults, defaults))
     words = _tokenizer_fields(plan, tokenizer)
     jobs = [
         job
         for part in plan.components.values()
-        for job in _jobs(plan, part, weight_type, own_rules)
+        for job in _jobs(plan, part, weight_type, own_rules, merge)
     ]
     tensors = list(dict.fromkeys(job.tensor for job in jobs))
     with new_file(dst, _HEADER_BYTES + sum(tensor.nbytes for tensor in tensors)) as part_file:
-        fields = {**_fields(plan, Path(src)), **words}
+        fields = {**_fields(plan, Path(src), preview), **words}
         with output_errors(dst):
             offsets = write_header(part_file, plan.family.name, fields, tensors)
         _write_data(part_file, jobs, offsets, callback, threads)
@@ -168,24 +187,40 @@ def convert(
     )
 
 
+_DEFAULTS: Mapping[str, type] = {
+    "width": int,
+    "height": int,
+    "steps": int,
+    "guidance": float,
+    "sampler": str,
+    "schedule": str,
+    "eta": float,
+}
+"""The defaults that a caller may choose."""
+
+
 def _with_defaults(own: Defaults, given: Mapping[str, object]) -> Defaults:
     """The model's defaults with the caller's values in their place."""
-    known = asdict(own)
+    chosen: dict[str, Any] = {}
     for name, value in given.items():
-        if name not in known:
-            raise ParameterError(f"there is no default {name!r}; known are {', '.join(known)}")
-        kind = type(known[name])
+        kind = _DEFAULTS.get(name)
+        if kind is None:
+            raise ParameterError(f"there is no default {name!r}; known are {', '.join(_DEFAULTS)}")
         taken = float(value) if kind is float and type(value) is int else value
         if type(taken) is not kind:
             raise ParameterError(
                 f"the default {name} = {value!r}; expected one of type {kind.__name__}"
             )
-        known[name] = taken
-    return Defaults(**known)
+        chosen[name] = taken
+    return replace(own, **chosen)
 
 
 def _jobs(
-    plan: ModelPlan, part: ComponentPlan, weight_type: str, rules: Sequence[TypeRule]
+    plan: ModelPlan,
+    part: ComponentPlan,
+    weight_type: str,
+    rules: Sequence[TypeRule],
+    merge: Merge,
 ) -> Iterator[_Job]:
     """The parameters of a component with their names, types and shapes in the new file."""
     component = plan.family.component(part.name).of_kind(part.kind)
@@ -210,7 +245,13 @@ def _jobs(
             stored = (shape[0], math.prod(shape[1:]))
         tensor = NewTensor(prefix + name, choice.dtype, stored, original)
         for binding, target in parts:
-            yield _Job(binding, choice, tensor, _first_row(binding, target, shape[0]))
+            yield _Job(
+                binding,
+                choice,
+                tensor,
+                merge.of(part.name, binding.name),
+                _first_row(binding, target, shape[0]),
+            )
 
 
 def _first_row(binding: Binding, target: MappedName, rows: int) -> int:
@@ -255,18 +296,40 @@ def _text_tokenizer(
     return load_text_tokenizer(Path(given), LAYOUTS[source.kind].added)
 
 
-def _fields(plan: ModelPlan, source: Path) -> dict[str, Any]:
+def _fields(plan: ModelPlan, source: Path, preview: Projection | None) -> dict[str, Any]:
     """The metadata that make the file self-contained; `sdengine.loading` reads them back."""
-    fields = {
-        "general.name": source.absolute().stem,
+    defaults = asdict(plan.defaults)
+    timesteps = defaults.pop("timesteps")
+    fields: dict[str, Any] = {
+        **_kept(plan.metadata),
+        "general.name": _title(plan, source),
         "general.quantization_version": _QUANTIZATION_VERSION,
         "sdengine.family": plan.family.name,
-        "sdengine.defaults": json.dumps(asdict(plan.defaults)),
+        "sdengine.variant": plan.title,
+        "sdengine.empty_negative_is_zeros": plan.family.empty_negative_is_zeros,
+        "sdengine.defaults": json.dumps(defaults),
+        "sdengine.timesteps": list(timesteps or ()),
         "sdengine.scheduler": json.dumps(asdict(plan.scheduler)),
     }
     for part in plan.components.values():
         fields[f"sdengine.config.{part.name}"] = json.dumps(dict(part.config))
+    preview = preview or previews.stored(plan.metadata)
+    if preview is not None:
+        fields[previews.METADATA_KEY] = preview.numbers()
     return fields
+
+
+def _kept(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What the source says that it is called, which is read again."""
+    return {key: metadata[key] for key in TITLES if isinstance(metadata.get(key), str)}
+
+
+def _title(plan: ModelPlan, source: Path) -> str:
+    """The source's name, by which recipes are found; through several conversions the first one's."""
+    title = plan.metadata.get("general.name")
+    if "sdengine.family" in plan.metadata and isinstance(title, str):
+        return title
+    return source.absolute().stem
 
 
 def _write_data(
@@ -293,6 +356,8 @@ def _write_data(
                 dst_offset=offsets[name] + job.offset,
                 dst_dtype=job.tensor.dtype,
                 threads=threads if entry.elements > _SMALL else 1,
+                adapters=job.adapters,
+                parameter=job.binding.name,
             )
         except WeightsError as error:
             raise WeightsError(f"{name!r} as {job.tensor.dtype}: {error}") from None

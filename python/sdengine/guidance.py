@@ -165,6 +165,8 @@ class Guidance:
     zero_star: ZeroStar | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.scale, np.ndarray):  # compares entry by entry
+            object.__setattr__(self, "scale", self.scale.tolist())
         try:
             self.native()
         except ParameterError:

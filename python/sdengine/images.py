@@ -21,6 +21,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from sdengine.errors import (
     FormatError,
     NumericError,
+    OutOfMemoryError,
     OutputError,
     ParameterError,
     SDEngineError,
@@ -63,6 +64,8 @@ def open_image(source: ImageLike) -> Image.Image:
             return _upright(image)
     except FileNotFoundError as error:
         raise ParameterError(f"{source}: there is no such file") from error
+    except MemoryError as error:
+        raise OutOfMemoryError(f"{source}: no memory to read it; use a smaller picture") from error
     except Exception as error:  # damaged files make Pillow raise nearly anything
         raise FormatError(f"{source}: not a readable picture ({error})") from error
 

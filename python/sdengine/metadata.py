@@ -18,13 +18,14 @@ import importlib.metadata
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from typing import Any, Final
 
-import numpy as np
 from PIL import ExifTags, Image
 
 from sdengine.errors import FormatError, ParameterError
+from sdengine.metadata_fields import BY_LABEL, FIELDS, format_record, number, numbers_text
 
 PROMPT: Final = "prompt"
 NEGATIVE: Final = "negative_prompt"
@@ -34,79 +35,7 @@ _EXACT_PROMPT, _EXACT_NEGATIVE = "sdengine prompt", "sdengine negative prompt"
 _LABEL: Final = re.compile(r"\s*(\w[\w \-/]+):\s*")
 _QUOTED: Final = re.compile(r'"(?:\\.|[^\\"])*"(?=\s*(?:,|$))')
 _SIZE: Final = re.compile(r"(\d{1,6})x(\d{1,6})")
-_MIN_FIELDS = 3  # A1111 takes a last line with fewer for a line of the prompt
-
-# A1111's labels by the names of sdengine; both sides are compared without case, spaces, _ and -.
-_SAMPLERS: Final = {
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "heun": "Heun",
-    "dpm2": "DPM2",
-    "dpm2_a": "DPM2 a",
-    "dpm++2s_a": "DPM++ 2S a",
-    "dpm++2m": "DPM++ 2M",
-    "dpm++2m_sde": "DPM++ 2M SDE",
-    "dpm++3m_sde": "DPM++ 3M SDE",
-    "dpm++sde": "DPM++ SDE",
-    "lms": "LMS",
-    "lcm": "LCM",
-    "ddim": "DDIM",
-    "unipc": "UniPC",
-}
-_SCHEDULES: Final = {
-    "karras": "Karras",
-    "exponential": "Exponential",
-    "polyexponential": "Polyexponential",
-    "sgm_uniform": "SGM Uniform",
-    "kl_optimal": "KL Optimal",
-    "ays": "Align Your Steps",
-    "simple": "Simple",
-    "normal": "Normal",
-    "ddim_uniform": "DDIM",
-    "beta": "Beta",
-}
-
-
-class _Field(NamedTuple):
-    name: str
-    label: str
-    to_text: Callable[[Any], str]
-    from_text: Callable[[str], Any]  # raises ValueError
-
-
-def _folded(name: str) -> str:
-    return re.sub(r"[\s_-]", "", name).lower()
-
-
-def _labelled(labels: Mapping[str, str]) -> tuple[Callable[[Any], str], Callable[[str], Any]]:
-    """Converters between sdengine's names and A1111's labels; unknown ones pass unchanged."""
-    by_name = {_folded(name): label for name, label in labels.items()}
-    by_label = {_folded(label): name for name, label in labels.items()}
-    return (
-        lambda name: by_name.get(_folded(str(name)), str(name)),
-        lambda label: by_label.get(_folded(label), label),
-    )
-
-
-def _number(value: Any) -> str:
-    """The shortest text that reads back as the same number; 7.0 becomes 7."""
-    return str(value.item() if isinstance(value, np.generic) else value).removesuffix(".0")
-
-
-_FIELDS: Final = (
-    _Field("steps", "Steps", _number, int),
-    _Field("sampler", "Sampler", *_labelled(_SAMPLERS)),
-    _Field("schedule", "Schedule type", *_labelled(_SCHEDULES)),
-    _Field("guidance_scale", "CFG scale", _number, float),
-    _Field("seed", "Seed", _number, int),
-    _Field("size", "Size", str, str),
-    _Field("model_hash", "Model hash", str, str),
-    _Field("model", "Model", str, str),
-    _Field("vae", "VAE", str, str),
-    _Field("strength", "Denoising strength", _number, float),
-    _Field("clip_skip", "Clip skip", _number, int),
-)
-_BY_LABEL: Final = {field.label: field for field in _FIELDS}
+_MINFIELDS = 3  # A1111 takes a last line with fewer for a line of the prompt
 
 
 # ------------------------------ writing
@@ -114,11 +43,11 @@ def format_parameters(parameters: Mapping[str, object]) -> str:
     """Generation parameters as A1111's text.
 
     Args:
-        parameters: ``prompt``, ``negative_prompt``, ``steps``, ``sampler``, ``schedule``,
-            ``guidance_scale``, ``seed``, ``width`` and ``height``, ``model``, ``model_hash``,
-            ``vae``, ``strength``, ``clip_skip``, ``version``; any other key is written as it is
-            named. None is left out. Samplers and schedules are written under A1111's names.
-            ``version`` defaults to this package's.
+        parameters: ``prompt``, ``negative_prompt``, ``width`` and ``height``, and the options of a
+            generation by their names; ``model``, ``model_hash``, ``vae``, ``refiner``, ``task``,
+            ``version``; the fields of :class:`sdengine.Guidance`. Any other key is written as it is
+            named, its value as text. None is left out. Samplers and schedules are written under
+            A1111's names. ``version`` defaults to this package's.
 
     Raises:
         ParameterError: a key cannot be written: it must be two or more letters, digits, spaces, or
@@ -139,16 +68,23 @@ def _fields(given: dict[str, object]) -> list[tuple[str, str]]:
     """Labels and quoted values of the last line, in A1111's order."""
     version = given.pop("version", None) or _version()
     if "width" in given and "height" in given:
-        given["size"] = f"{_number(given.pop('width'))}x{_number(given.pop('height'))}"
-    known = [(f.label, _quoted(f.to_text(given.pop(f.name)))) for f in _FIELDS if f.name in given]
+        given["size"] = f"{number(given.pop('width'))}x{number(given.pop('height'))}"
+    known = [(f.label, _quoted(f.to_text(given.pop(f.name)))) for f in FIELDS if f.name in given]
     for key in given:
         if not _LABEL.fullmatch(f"{key}:") or key != key.strip():
             raise ParameterError(
                 f"the parameter {key!r} cannot be written; a name has two or more letters, digits, "
                 "spaces, or any of _ - /"
             )
-    others = [(key, _quoted(str(value))) for key, value in given.items()]
+    others = [(key, _quoted(_text(value))) for key, value in given.items()]
     return [*known, *others, ("Version", _quoted(str(version)))]
+
+
+def _text(value: object) -> str:
+    """A value of a field that is not known here."""
+    if isinstance(value, Mapping) or (is_dataclass(value) and not isinstance(value, type)):
+        return format_record(value)
+    return numbers_text(value) if isinstance(value, list | tuple) else str(value)
 
 
 def _layout(prompt: str, negative: str, fields: list[tuple[str, str]]) -> str:
@@ -181,12 +117,13 @@ def parse_parameters(text: str) -> dict[str, Any]:
 
     Returns:
         ``prompt`` and ``negative_prompt`` always; the other names of :func:`format_parameters`
-        where they were found, as int, float or str; every unknown field under its label.
+        where they were found, as int, float, bool, str, a tuple of numbers, or a dict (what was a
+        dataclass or a mapping); every unknown field as text under its label.
     """
     text = text.replace("\r\n", "\n")
     head, _, last = text.rstrip().rpartition("\n")
     fields = _read_fields(last)
-    if len(fields) < _MIN_FIELDS and not {"Steps", "Version"} & fields.keys():
+    if len(fields) < _MINFIELDS and not {"Steps", "Version"} & fields.keys():
         head, fields = text, {}
     prompt, negative = _split_prompts(head)
     result: dict[str, Any] = {
@@ -240,7 +177,7 @@ def _typed(label: str, value: str) -> dict[str, Any]:
         return _sampler(value)
     if (label, value) == ("Schedule type", "Automatic"):
         return {}  # the model's own, which is what no entry means here
-    field = _BY_LABEL.get(label)
+    field = BY_LABEL.get(label)
     if field is None or field.name == "size":
         return {label: value}
     try:
@@ -251,7 +188,7 @@ def _typed(label: str, value: str) -> dict[str, Any]:
 
 def _sampler(label: str) -> dict[str, Any]:
     """Old texts name the schedule behind the sampler: "DPM++ 2M Karras"."""
-    to_sampler, to_schedule = _BY_LABEL["Sampler"].from_text, _BY_LABEL["Schedule type"].from_text
+    to_sampler, to_schedule = BY_LABEL["Sampler"].from_text, BY_LABEL["Schedule type"].from_text
     first, _, last = label.rpartition(" ")
     if last in ("Karras", "Exponential") and to_sampler(first) != first:
         return {"sampler": to_sampler(first), "schedule": to_schedule(last)}

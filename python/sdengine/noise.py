@@ -181,7 +181,7 @@ def _unit(noise: Array) -> Array:
 
 def _pasted(noise: Array, canvas: Array) -> Array:
     """The centre of `noise` over the centre of `canvas`, offsets rounded as A1111 rounds them."""
-    result = canvas.copy()
+    result: Array = canvas.copy()
     target, source = [], []
     for inner, outer in zip(noise.shape[1:], canvas.shape[1:], strict=True):
         offset = (outer - inner) // 2

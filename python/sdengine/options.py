@@ -5,15 +5,27 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .adapters import LoraLike
 from .conditioning import Conditioning
 from .errors import NumericError, ParameterError
-from .guidance import Guidance
+from .guidance import (
+    AdaptiveProjection,
+    DynamicThreshold,
+    Guidance,
+    MimicScale,
+    NormalizedAttention,
+    PerturbedAttention,
+    SkipLayers,
+    ZeroStar,
+)
 from .images import ImageLike
+from .noise import COMPAT
 
 Texts = str | Sequence[str]
 Array = NDArray[np.float32]
@@ -29,6 +41,9 @@ class GenerateOptions(TypedDict, total=False):
     """Pixels, a multiple of 8; of the given image where there is one."""
     height: int | None
     """Pixels, a multiple of 8."""
+    aspect_ratio: str | float | None
+    """Width over height (``"16:9"``, 1.5) in place of `width` and `height`: the nearest of
+    :attr:`sdengine.Pipeline.resolutions` is taken."""
     steps: int | None
     """1 to 1000."""
     guidance_scale: float | Sequence[float] | None
@@ -100,6 +115,23 @@ class GenerateOptions(TypedDict, total=False):
     """The depth map that a depth model follows; near is bright."""
     strength: float | None
     """0..1, how much of `image` is changed."""
+    control_images: ImageLike | Sequence[Any] | None
+    """What the control networks follow: one picture for each, in their order; a list of pictures in its place for a
+    batch, None to leave a network out."""
+    control_scales: float | Sequence[float] | None
+    """0..10, strength of the control networks, one for all or one for each (1); 0 leaves it out."""
+    control_start: float | Sequence[float] | None
+    """0..1, part of the steps after which control begins (0)."""
+    control_end: float | Sequence[float] | None
+    """0..1, part of the steps after which control ends (1)."""
+    guess_mode: bool
+    """Control without a prompt: it guides the positive branch only, deep residuals more than others."""
+    control_mode: str
+    """``"balanced"``; ``"prompt"`` or ``"control"`` is more important (sd-webui-controlnet), see docs/control.md."""
+    ip_images: ImageLike | Sequence[ImageLike] | None
+    """What an IP-Adapter reads beside the prompt: a picture, or one per picture of the batch."""
+    ip_scale: float | None
+    """0..10, how much the IP-Adapter counts (1)."""
     resize_mode: str
     """How given pictures are brought to size: ``"crop"``, ``"stretch"``, ``"fill"`` or ``"pad"``."""
     denoising_start: float | None
@@ -109,11 +141,25 @@ class GenerateOptions(TypedDict, total=False):
     latents: Array | None
     """Start noise of standard deviation 1, float32 ``[N, C, h, w]``, instead of the seed's; with `denoising_start`
     the state that the first model left."""
+    loras: Sequence[LoraLike] | LoraLike | None
+    """LoRAs of this call instead of the pipeline's (docs/adapters.md); an empty list for none. Tags in prompts,
+    ``<lora:name:0.8>``, come on top."""
     seamless: str
     """Opposite edges join: ``"x"``, ``"y"`` or ``"xy"``."""
     tile: int | None
     """Side of the autoencoder's tiles in latents; 0 for one piece, None to decide by size."""
 
+
+GUIDANCE_KINDS: dict[str, Any] = {
+    "projection": AdaptiveProjection,
+    "threshold": DynamicThreshold,
+    "mimic": MimicScale,
+    "skip_layers": SkipLayers,
+    "perturbed_attention": PerturbedAttention,
+    "normalized_attention": NormalizedAttention,
+    "zero_star": ZeroStar,
+}
+"""Field of :class:`sdengine.Guidance` -> its class."""
 
 DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(GenerateOptions.__annotations__),
@@ -122,13 +168,15 @@ DEFAULTS: dict[str, Any] = {
     "s_tmin": 0.0,
     "s_tmax": math.inf,
     "variation_strength": 0.0,
+    "guess_mode": False,
+    "control_mode": "balanced",
     "resize_mode": "crop",
     "seamless": "",
 }
 
 
 def filled(options: Mapping[str, Any]) -> dict[str, Any]:
-    """All options, those that were not given at their default.
+    """All options, those that were not given, or None, at their default.
 
     Raises:
         ParameterError: an option has another name.
@@ -138,7 +186,54 @@ def filled(options: Mapping[str, Any]) -> dict[str, Any]:
             near = difflib.get_close_matches(name, DEFAULTS, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ParameterError(f"there is no option {name!r}{hint}")
-    return {**DEFAULTS, **options}
+    return {**DEFAULTS, **{name: value for name, value in options.items() if value is not None}}
+
+
+def restored(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that make a picture again, from what :func:`sdengine.metadata.read_parameters` found.
+
+    Prompts are no options, and given pictures are not in it: `task` of `parameters` says that there were some.
+    What no option is called is passed over.
+
+    Raises:
+        ParameterError: a kind of guidance has parameters that it does not know.
+    """
+    known = {k: v for k, v in parameters.items() if k in DEFAULTS and v is not None}
+    known = {k: v for k, v in known.items() if k not in ("prompt_2", "negative_prompt_2") or v}
+    compat = known.get("compat")
+    if "clip_skip" in known and compat in COMPAT:  # written as this package counts
+        known["clip_skip"] += COMPAT[compat].last_layer - 1
+    guidance = guidance_of({f.name: parameters.get(f.name) for f in fields(Guidance)})
+    return {**known, "guidance": guidance} if guidance != Guidance() else known
+
+
+def guidance_of(kinds: Mapping[str, Any]) -> Guidance:
+    """Guidance from plain values: a kind's parameters are a mapping.
+
+    Raises:
+        ParameterError: there is no such kind, or it has no such parameter.
+    """
+    given = {name: value for name, value in kinds.items() if value is not None}
+    for name in given:
+        if name not in GUIDANCE_KINDS and name != "interval":
+            choices = ", ".join(("interval", *GUIDANCE_KINDS))
+            raise ParameterError(f"there is no guidance {name!r}; choose one of {choices}")
+    return Guidance(**{name: _guidance_kind(name, value) for name, value in given.items()})
+
+
+def _guidance_kind(name: str, value: Any) -> Any:
+    if name not in GUIDANCE_KINDS or not isinstance(value, Mapping):
+        return value
+    kind, layers = GUIDANCE_KINDS[name], value.get("layers")
+    if layers is not None and not isinstance(layers, list | tuple):
+        value = {**value, "layers": (layers,)}
+    try:
+        return kind(**value)
+    except TypeError:
+        allowed = ", ".join(field.name for field in fields(kind))
+        raise ParameterError(
+            f"the guidance {name} takes {allowed}; given were {', '.join(value) or 'none'}"
+        ) from None
 
 
 def texts(name: str, value: Texts) -> list[str]:

@@ -21,6 +21,8 @@ from .text_encoders import MAX_BATCH
 MAX_SIDE = 8192
 MAX_STEPS = 1000
 MAX_SEED = 2**64 - 1
+POSITIVE_SCORE, NEGATIVE_SCORE = 6.0, 2.5
+"""Aesthetic scores that a refiner is told beside the prompt and beside the negative one (diffusers' pipeline)."""
 SEAMLESS = {"": 0, "x": 1, "y": 2, "xy": 3}
 """``seamless`` -> the native option: bit 0 joins left and right, bit 1 top and bottom."""
 
@@ -67,6 +69,12 @@ class GenerateParameters:
     sizes: Mapping[str, float]
     negative_sizes: Mapping[str, float]
     seamless: str
+    control_scales: tuple[float, ...] = ()
+    control_start: tuple[float, ...] = ()
+    control_end: tuple[float, ...] = ()
+    guess_mode: bool = False
+    control_mode: str = "balanced"
+    ip_scale: float | None = None
 
     @classmethod
     def resolve(cls, plan: ModelPlan, defaults: Defaults, **given: Any) -> GenerateParameters:
@@ -114,8 +122,10 @@ class GenerateParameters:
         layout, size = plan.family.size_conditioning, (values["height"], values["width"])
         values["sizes"] = size_values("sizes", layout, given["sizes"], *size)
         negative = {k: v for k, v in values["sizes"].items() if k != "aesthetic_score"}
-        negative.update(given["negative_sizes"] or {})
-        values["negative_sizes"] = size_values("negative_sizes", layout, negative, *size, 2.5)
+        negative.update(_named("negative_sizes", given["negative_sizes"]))
+        values["negative_sizes"] = size_values(
+            "negative_sizes", layout, negative, *size, NEGATIVE_SCORE
+        )
         return cls(**values)
 
     @property
@@ -125,42 +135,67 @@ class GenerateParameters:
 
     @property
     def seeds(self) -> list[int]:
-        """The seed of every picture."""
-        return [self.seed + i for i in range(self.batch_size)]
+        """The seed of every picture; with a variation they share it, as in A1111."""
+        varied = self.variation_strength > 0.0
+        return [self.seed + (0 if varied else i) for i in range(self.batch_size)]
 
-    def metadata(self, model: str) -> list[dict[str, object]]:
-        """One dict of generation parameters per picture, as :mod:`sdengine.metadata` writes them."""
+    def metadata(
+        self, model: str, task: str | None = None, resize_mode: str = "crop"
+    ) -> list[dict[str, object]]:
+        """One dict of generation parameters per picture, as :mod:`sdengine.metadata` writes them.
 
-        def of(texts: list[str] | None, index: int) -> str:
-            texts = texts or [""]
+        What a picture's dict says makes it again (:func:`sdengine.options.restored`).
+
+        Args:
+            model: its name.
+            task: what was done with given pictures, in words; None for a run without.
+            resize_mode: how they were brought to size.
+        """
+
+        def of(texts: list[str] | None, index: int) -> str | None:
+            if texts is None:
+                return None
             return texts[index] if len(texts) > 1 else texts[0]
 
         return [
             {
                 "prompt": of(self.prompt, i),
-                "negative_prompt": of(self.negative_prompt, i),
+                "negative_prompt": of(self.negative_prompt, i) or "",
                 "steps": self.steps,
                 "sampler": self.sampler,
                 "schedule": self.schedule,
                 "guidance_scale": self._guidance_scale(),
-                "seed": seed,
                 "width": self.width,
                 "height": self.height,
                 "clip_skip": self.clip_skip,
                 "model": model,
-                **self._unusual(),
+                "task": task,
+                **self._unusual(task is not None),
+                **self._who(i),
+                "prompt_2": of(self.prompt_2, i),
+                "negative_prompt_2": of(self.negative_prompt_2, i),
+                "resize_mode": None if resize_mode == "crop" else resize_mode,
             }
-            for i, seed in enumerate(self.seeds)
+            for i in range(self.batch_size)
         ]
 
     def _guidance_scale(self) -> object:
         return self.guidance.scale if self.distilled_guidance is None else self.distilled_guidance
 
-    def _unusual(self) -> dict[str, object]:
+    def _who(self, index: int) -> dict[str, object]:
+        """Which noise picture `index` of the batch had."""
+        if self.batch_size > 1 and self.conventions.batch == "one-generator":
+            whole = {"batch_size": self.batch_size, "batch_position": index}
+            return {"seed": self.seed, **whole}
+        who: dict[str, object] = {"seed": self.seeds[index]}
+        if self.variation_seed is not None:
+            who["variation_seed"] = (self.variation_seed + index) % (MAX_SEED + 1)
+        return who
+
+    def _unusual(self, from_picture: bool) -> dict[str, object]:
         """Parameters that most pictures do not need to name."""
-        usual = {
-            "prompt_2": None,
-            "negative_prompt_2": None,
+        conventions = self.conventions
+        usual = {  # where it is not what other programs take for granted, None: it is always named
             "sigmas": None,
             "timesteps": None,
             "eta": None,
@@ -170,22 +205,42 @@ class GenerateParameters:
             "s_tmax": math.inf,
             "brownian": None,
             "order": None,
-            "noise": "torch-cpu",
-            "variation_seed": None,
+            "noise": "torch-cpu" if conventions.kind == "torch-cpu" else None,
             "variation_strength": 0.0,
             "compat": None,
-            "strength": 1.0,
+            "strength": None if from_picture else 1.0,
             "denoising_start": None,
             "denoising_end": None,
-            "weighting": "a1111",
+            "weighting": "a1111" if conventions.weighting == "a1111" else None,
             "seamless": "",
+            "control_scales": (),
+            "control_start": (),
+            "control_end": (),
+            "guess_mode": False,
+            "control_mode": "balanced",
+            "ip_scale": None,
         }
         named = {k: getattr(self, k) for k, v in usual.items() if getattr(self, k) != v}
-        return {**named, **self.guidance.unusual()}
+        return {**named, **self._unusual_sizes(), **self._unusual_guidance()}
+
+    def _unusual_sizes(self) -> dict[str, object]:
+        """What the model was told about the picture, where it is not what anyone would say."""
+        usual = _usual_sizes(self.height, self.width, POSITIVE_SCORE)
+        told = {k: v for k, v in self.sizes.items() if v != usual[k]}
+        usual = {**self.sizes, "aesthetic_score": NEGATIVE_SCORE}
+        negative = {k: v for k, v in self.negative_sizes.items() if v != usual[k]}
+        return {"sizes": told or None, "negative_sizes": negative or None}
+
+    def _unusual_guidance(self) -> dict[str, object]:
+        names = {"rescale": "guidance_rescale", "image_scale": "image_guidance_scale"}
+        found = {names.get(k, k): v for k, v in self.guidance.unusual().items()}
+        if self.distilled_guidance is not None and self.guidance.scales != [1.0]:
+            found["true_cfg_scale"] = self.guidance.scale
+        return found
 
 
 def _compat(name: object) -> Compat:
-    if name not in COMPAT:
+    if not isinstance(name, str | None) or name not in COMPAT:
         choices = ", ".join(repr(known) for known in COMPAT)
         raise ParameterError(f"compat must be one of {choices}, not {name!r}")
     return COMPAT[name]
@@ -207,8 +262,10 @@ def _check(values: Mapping[str, Any], factor: int) -> None:
         _whole("clip_skip", values["clip_skip"], 1, 100)
     if values["order"] is not None:
         _whole("order", values["order"], 1, 4)
-    if math.isnan(values["s_tmax"]):
-        raise ParameterError("s_tmax must be a number, not NaN")
+    if not isinstance(values["brownian"], bool | None):
+        raise ParameterError(f"brownian must be True, False or None, not {values['brownian']!r}")
+    if not isinstance(values["s_tmax"], float) or values["s_tmax"] != math.inf:
+        _number("s_tmax", values["s_tmax"], 0.0, 1e9)
     if values["variation_seed"] is not None:
         _whole("variation_seed", values["variation_seed"], 0, MAX_SEED)
     for name, low, high in (
@@ -228,7 +285,7 @@ def _check(values: Mapping[str, Any], factor: int) -> None:
         ("noise", KINDS),
         ("seamless", tuple(SEAMLESS)),
     ):
-        if values[name] not in choices:
+        if not isinstance(values[name], str) or values[name] not in choices:
             listed = ", ".join(map(repr, choices))
             raise ParameterError(f"{name} must be one of {listed}, not {values[name]!r}")
     if values["sigmas"] is not None and values["timesteps"] is not None:
@@ -251,18 +308,38 @@ def size_values(
     given: Mapping[str, float] | None,
     height: int,
     width: int,
-    aesthetic_score: float = 6.0,
+    aesthetic_score: float = POSITIVE_SCORE,
 ) -> dict[str, float]:
     """A value for every number that a model is told about the picture; defaults are diffusers'.
 
     Raises:
         ParameterError: a name is unknown, or a value out of range.
     """
+    named = _named(argument, given)
     if layout is None:
-        if given:
+        if named:
             raise ParameterError(f"{argument}: this model is not told sizes; leave it out")
         return {}
-    usual = {
+    usual = _usual_sizes(height, width, aesthetic_score)
+    for name, value in named.items():
+        if name not in usual:
+            raise ParameterError(
+                f"{argument} has no {name!r}; the names are {', '.join(layout.names)}"
+            )
+        _number(f"{argument}[{name!r}]", value, 0.0, 1e6)
+    return {name: float({**usual, **named}[name]) for name in layout.names}
+
+
+def _named(argument: str, given: object) -> Mapping[str, float]:
+    if not isinstance(given, Mapping | None):
+        raise ParameterError(
+            f"{argument} must be numbers by name, such as {{'crop_top': 0}}, not {given!r}"
+        )
+    return given or {}
+
+
+def _usual_sizes(height: int, width: int, aesthetic_score: float) -> dict[str, float]:
+    return {
         "original_height": height,
         "original_width": width,
         "crop_top": 0,
@@ -271,13 +348,6 @@ def size_values(
         "target_width": width,
         "aesthetic_score": aesthetic_score,
     }
-    for name, value in (given or {}).items():
-        if name not in usual:
-            raise ParameterError(
-                f"{argument} has no {name!r}; the names are {', '.join(layout.names)}"
-            )
-        _number(f"{argument}[{name!r}]", value, 0.0, 1e6)
-    return {name: float({**usual, **(given or {})}[name]) for name in layout.names}
 
 
 def _listed(name: str, value: Sequence[float] | None) -> tuple[Any, ...] | None:
@@ -289,7 +359,11 @@ def _listed(name: str, value: Sequence[float] | None) -> tuple[Any, ...] | None:
         raise ParameterError(f"{name} must be a list of numbers, not {value!r}") from None
     if not 1 <= len(listed) <= MAX_STEPS + 1:
         raise ParameterError(f"{name} must have 1 to {MAX_STEPS + 1} entries, not {len(listed)}")
-    return tuple(int(v) for v in listed) if name == "timesteps" else listed
+    if name != "timesteps":
+        return listed
+    if not all(v.is_integer() for v in listed):
+        raise ParameterError(f"timesteps must be whole numbers, not {value!r}")
+    return tuple(int(v) for v in listed)
 
 
 def _or(value: Any, otherwise: Any) -> Any:
@@ -303,7 +377,7 @@ def _whole(name: str, value: object, low: int, high: int) -> None:
 
 
 def _number(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or value != value:
         raise ParameterError(f"{name} must be a number, not {value!r}")
-    if not low <= float(value) <= high:
-        raise ParameterError(f"{name} must lie between {low:g} and {high:g}, not {float(value):g}")
+    if not low <= value <= high:  # type: ignore[operator]  # a whole number may be too large for a float
+        raise ParameterError(f"{name} must lie between {low:g} and {high:g}, not {value!r:.40}")

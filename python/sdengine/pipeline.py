@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,20 +14,25 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from . import _core, generation, images, previews
+from .adapters import Lora, LoraLike, Loras, as_loras
 from .autoencoder import Autoencoder
 from .conditioning import Conditioning, stack_texts
+from .control import ControlNet, LoadedControl
 from .devices import open_device
+from .embeddings import Embeddings, read_embedding, read_embeddings
 from .errors import ParameterError
 from .events import Callback
 from .families import TextUse
-from .loading import ModelPlan, plan_model
+from .image_prompt import LoadedImagePrompt
+from .loading import plan_model
 from .loading.plan import Autoencoders
 from .loading.text_parts import TextEncoders as TextEncoderPaths
 from .loading.tokenizer_source import LAYOUTS
 from .loading.weight_types import check_type
 from .options import GenerateOptions, Texts, checked_latents, texts
 from .params import SEAMLESS, size_values
-from .recipes import Recipe, defaults_of, find_recipe, prediction_of
+from .recipes import as_published
+from .resolutions import resolutions
 from .results import Result
 from .run import Run
 from .stores import make_store
@@ -55,6 +60,12 @@ class ModelSource:
     device: str = "auto"
     threads: int = 0
     weight_type: str | None = None
+    embeddings: Embeddings | None = None
+    loras: tuple[Lora, ...] = ()
+    lora_dir: AnyPath | None = None
+    controlnets: Sequence[AnyPath | ControlNet] = ()
+    ip_adapter: AnyPath | None = None
+    image_encoder: AnyPath | None = None
 
     def open(self) -> Pipeline:
         """Load it."""
@@ -74,6 +85,10 @@ class Pipeline:
         text_encoders: with their tokenizers.
         vae: the autoencoder.
         denoiser: the network that predicts.
+        adapters: applies LoRAs to the networks.
+        loras: those that apply unless a call says otherwise.
+        image_prompt: the IP-Adapter, or None.
+        controls: control networks, in the order in which they were given.
     """
 
     def __init__(self, source: ModelSource) -> None:
@@ -85,9 +100,7 @@ class Pipeline:
             family=source.family,
             prediction=source.prediction,
         )
-        self.recipe = find_recipe(plan.family.name, plan.path.stem, *_titles(plan.metadata))
-        if self.recipe is not None:
-            plan = _as_published(plan, self.recipe, source.prediction is not None)
+        plan, self.recipe = as_published(plan, source.prediction is not None)
         self.source, self.plan = source, plan
         self.config: Mapping[str, Mapping[str, Any]] = {
             name: component.config for name, component in plan.components.items()
@@ -97,16 +110,35 @@ class Pipeline:
             [self._text_encoder(use, weight_type) for use in plan.family.text],
             plan.context_width,
         )
+        for embedding in read_embeddings(source.embeddings or {}):
+            self.text_encoders.add_embedding(embedding)
         self.vae = Autoencoder(
             plan.components["vae"], plan.latents.factor, self._device, weight_type
         )
+        self.image_prompt: LoadedImagePrompt | None = None
         denoiser = plan.components[plan.family.denoiser]
+        if source.ip_adapter is not None:
+            self.image_prompt = LoadedImagePrompt(
+                source.ip_adapter, plan, self._device, source.image_encoder, weight_type
+            )
+            denoiser = self.image_prompt.plan.denoiser
         self.denoiser = _core.Network(
             denoiser.kind,
             dict(denoiser.config),
             make_store(denoiser, weight_type),
             self._device,
         )
+        self.controls = [
+            LoadedControl(given, plan, self._device, weight_type) for given in source.controlnets
+        ]
+        encoders = self.text_encoders.encoders
+        networks = {e.use.component: e.network for e in encoders if e.network}
+        networks[plan.family.denoiser] = self.denoiser
+        folder = None if source.lora_dir is None else Path(source.lora_dir)
+        if folder is not None and not folder.is_dir():
+            raise ParameterError(f"lora_dir: {folder} is no folder")
+        self.adapters = Loras(plan, networks, folder)
+        self.set_loras(source.loras)
         self._running: set[_core.CancelToken] = set()
 
     def _text_encoder(self, use: TextUse, weight_type: str | None) -> Encoder[Any]:
@@ -133,11 +165,33 @@ class Pipeline:
     def __repr__(self) -> str:
         return f"<sdengine.Pipeline {self.plan.title} from {str(self.plan.path)!r}>"
 
+    def set_loras(self, loras: Sequence[LoraLike] | LoraLike | None) -> None:
+        """Choose the LoRAs that apply from now on, instead of those before; an empty list for none.
+
+        ``pipe.set_loras([("style.safetensors", 0.8), sdengine.Lora("detail.safetensors", 0.5, end=0.6)])``
+
+        Args:
+            loras: paths, (path, scale), (path, scale, text_encoder_scale) or :class:`sdengine.Lora`.
+
+        Raises:
+            ParameterError: there is no such file, or a scale is out of range.
+            FormatError: a file is damaged.
+            WeightsError: a file belongs to another family, or holds NaN. The LoRAs before stay.
+        """
+        chosen = as_loras(loras)
+        with self.adapters.applied(chosen):
+            self.loras = chosen
+
     @property
     def tokenizer(self) -> ClipTokenizer | TextTokenizer:
         """The tokenizer of the first text encoder."""
         first: ClipTokenizer | TextTokenizer = self.text_encoders.encoders[0].tokenizer
         return first
+
+    @property
+    def resolutions(self) -> list[tuple[int, int]]:
+        """Widths and heights that the model is at home in, from tall to wide; ``aspect_ratio=`` takes one of them."""
+        return resolutions(self.plan.family, self.plan.defaults)
 
     @property
     def graphs_built(self) -> dict[str, int]:
@@ -152,16 +206,33 @@ class Pipeline:
     def running(self, token: _core.CancelToken | None = None) -> Iterator[_core.CancelToken]:
         """A token that :meth:`cancel` reaches while the block runs."""
         token = token or _core.CancelToken()
+        inner = token in self._running
         self._running.add(token)
         try:
             yield token
         finally:
-            self._running.discard(token)
+            if not inner:
+                self._running.discard(token)
 
     def cancel(self) -> None:
         """Stop every call that is running on this pipeline; each raises :class:`sdengine.Cancelled`."""
         for token in list(self._running):
             token.cancel()
+
+    def add_embedding(self, name: str, path: AnyPath) -> None:
+        """Let prompts use a learned word (textual inversion) from now on; see docs/prompts.md.
+
+        Args:
+            name: how prompts call it: ``name``, ``embedding:name``. No word that the text encoder knows.
+            path: A1111's ``.pt``, diffusers' ``.bin``, or a safetensors file.
+
+        Raises:
+            WeightsError: its vectors fit none of the model's text encoders.
+            UnsupportedModelError: the file is something else.
+            FormatError: the file is damaged.
+            ParameterError: the name is not allowed.
+        """
+        self.text_encoders.add_embedding(read_embedding(path, name))
 
     # -------------------------------------------------------------------------------------- stages
     def encode_prompt(
@@ -203,7 +274,7 @@ class Pipeline:
         )
         positives = self.text_encoders.pair(prompts, second, len(prompts))
         negatives = self.negatives(negative, negative_2, len(prompts))
-        with self.running() as token:
+        with self.running() as token, self.adapters.applied(self.loras):
             encoded = self.text_encoders.encode(
                 [*positives, *negatives], clip_skip=clip_skip, weighting=weighting, cancel=token
             )
@@ -269,7 +340,7 @@ class Pipeline:
             "timesteps": np.ascontiguousarray(steps),
             **told.inputs(cond.context, cond.pooled, False),
         }
-        with self.running() as token:
+        with self.running() as token, self.adapters.applied(self.loras):
             return self.denoiser.run(inputs, {}, token)["prediction"]
 
     def _distilled_guidance(self, scale: float | None) -> float | None:
@@ -323,7 +394,7 @@ class Pipeline:
         """
         if output_type not in ("pil", "numpy"):
             raise ParameterError(f"output_type must be 'pil' or 'numpy', not {output_type!r}")
-        if seamless not in SEAMLESS:
+        if not isinstance(seamless, str) or seamless not in SEAMLESS:
             raise ParameterError(f"seamless must be '', 'x', 'y' or 'xy', not {seamless!r}")
         array = checked_latents("latents", latents)
         with self.running() as token:
@@ -342,10 +413,9 @@ class Pipeline:
         )
 
     def _projection(self) -> previews.Projection:
-        stored = self.plan.metadata.get(previews.METADATA_KEY)
-        if stored is not None:
-            return previews.Projection.of_numbers(stored)
-        known = previews.PROJECTIONS.get(self.plan.family.name)
+        known = previews.stored(self.plan.metadata) or previews.PROJECTIONS.get(
+            self.plan.family.name
+        )
         if known is None:
             raise ParameterError(f"there are no preview colours for {self.plan.title}")
         return known
@@ -388,28 +458,12 @@ class Pipeline:
             NumericError: NaN or infinity appeared; the message names the step.
             Cancelled: :meth:`cancel` was called, or the event's ``cancel``.
         """
-        if refiner is None:
-            run = self.start(prompt, negative_prompt, **options)
-            return generation.finish(run, callback).result()
-        return generation.refined(self, refiner, prompt, negative_prompt, options, callback)
-
-
-# Where a file says what it is called (GGUF; Stability AI's modelspec; kohya's trainer).
-_TITLES = ("general.name", "modelspec.title", "ss_output_name")
-
-
-def _titles(metadata: Mapping[str, Any]) -> list[str]:
-    return [str(metadata[key]) for key in _TITLES if isinstance(metadata.get(key), str)]
-
-
-def _as_published(plan: ModelPlan, recipe: Recipe, prediction_is_given: bool) -> ModelPlan:
-    """The plan with what a recipe says. What ``convert`` stored in the file comes first."""
-    settings = plan.scheduler
-    if not prediction_is_given:
-        settings = replace(settings, prediction=prediction_of(recipe, settings.prediction))
-    if "sdengine.defaults" in plan.metadata:
-        return replace(plan, scheduler=settings)
-    defaults = defaults_of(recipe, plan.defaults)
-    if plan.reads_guidance:  # the recipe's number is for models that are guided from outside
-        defaults = replace(defaults, guidance=plan.defaults.guidance)
-    return replace(plan, scheduler=settings, defaults=defaults)
+        if not isinstance(refiner, Pipeline | None):
+            raise ParameterError(f"refiner must be a loaded pipeline, not {refiner!r}")
+        with self.running() as token:  # callbacks too may call cancel()
+            if refiner is None:
+                run = generation.begin(self, prompt, negative_prompt, options, token)
+                return generation.finish(run, callback).result()
+            return generation.refined(
+                self, refiner, prompt, negative_prompt, options, callback, token
+            )

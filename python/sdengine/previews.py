@@ -6,9 +6,9 @@ autoencoder brings a table that :func:`fit_factors` made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,13 +44,26 @@ class Projection:
         Raises:
             ParameterError: there are not 3 C + 3 finite numbers.
         """
-        table = np.asarray(values, np.float64).reshape(-1)
+        try:
+            table = np.asarray(values, np.float64).reshape(-1)
+        except (TypeError, ValueError):
+            raise ParameterError(f"a preview table holds numbers, not {values!r:.80}") from None
         if table.size < 6 or table.size % 3 or not np.isfinite(table).all():
             raise ParameterError(
                 f"a preview table has 3 finite numbers per channel and 3 more; found {table.size} values"
             )
         rows = [(float(r), float(g), float(b)) for r, g, b in table.reshape(-1, 3)]
         return cls(tuple(rows[:-1]), rows[-1])
+
+
+def stored(metadata: Mapping[str, object]) -> Projection | None:
+    """The projection that a model file brings, if any.
+
+    Raises:
+        ParameterError: what it brings is none.
+    """
+    values: Any = metadata.get(METADATA_KEY)
+    return None if values is None else Projection.of_numbers(values)
 
 
 _SD1 = Projection(

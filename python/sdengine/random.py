@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,8 +33,11 @@ def normal(shape: Sequence[int], seed: int, kind: str = "torch-cpu") -> NDArray[
     """
     if kind not in KINDS:
         raise ParameterError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
-    sizes = list(shape)
-    if not all(isinstance(size, int) and size >= 0 for size in sizes) or math.prod(sizes) > 2**34:
+    try:
+        sizes = [operator.index(size) for size in shape]
+    except TypeError:
+        sizes = [-1]
+    if not all(size >= 0 for size in sizes) or math.prod(sizes) > 2**34:
         raise ParameterError(
             f"a shape has whole, non-negative sizes, at most 2**34 values; not {shape}"
         )

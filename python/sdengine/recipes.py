@@ -7,12 +7,30 @@ are :data:`RECIPES`; docs/recipes.md is the same as a table.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from sdengine.families.settings import Defaults, Prediction
 from sdengine.recipe_table import RECIPES, Recipe
 
-__all__ = ["RECIPES", "Recipe", "defaults_of", "find_recipe", "prediction_of", "unwise"]
+if TYPE_CHECKING:
+    from sdengine.loading import ModelPlan
+
+__all__ = [
+    "RECIPES",
+    "TITLES",
+    "Recipe",
+    "as_published",
+    "defaults_of",
+    "find_recipe",
+    "prediction_of",
+    "titles",
+    "unwise",
+]
+
+TITLES = ("general.name", "modelspec.title", "ss_output_name")
+"""Where a file says what it is called (GGUF; Stability AI's modelspec; kohya's trainer)."""
 
 _SUFFIX = re.compile(r"\.(safetensors|gguf|ckpt|pt|pth|bin|sft)$", re.IGNORECASE)
 _STEPS = re.compile(r"\b(\d{1,2}) ?steps?\b")
@@ -63,6 +81,11 @@ def find_recipe(family: str, *names: str) -> Recipe | None:
     return None
 
 
+def titles(metadata: Mapping[str, Any]) -> list[str]:
+    """What a file's metadata says that the model is called."""
+    return [str(metadata[key]) for key in TITLES if isinstance(metadata.get(key), str)]
+
+
 def defaults_of(recipe: Recipe, defaults: Defaults) -> Defaults:
     """The family's defaults with everything that the recipe decides. A user's own values still come first."""
     return replace(
@@ -81,6 +104,31 @@ def defaults_of(recipe: Recipe, defaults: Defaults) -> Defaults:
 def prediction_of(recipe: Recipe | None, prediction: Prediction) -> Prediction:
     """What the denoiser predicts: the recipe's, or `prediction` where it does not say."""
     return recipe.prediction if recipe is not None and recipe.prediction else prediction
+
+
+def as_published(
+    plan: ModelPlan, prediction_is_given: bool = False
+) -> tuple[ModelPlan, Recipe | None]:
+    """The plan with what the recipe of the model's name says, and that recipe; the same plan without one.
+
+    What ``convert`` stored in the file comes first: it came from the recipe, or from whoever converted the model.
+
+    Args:
+        plan: of the model as its file has it.
+        prediction_is_given: the caller says what is predicted.
+    """
+    recipe = find_recipe(plan.family.name, plan.path.stem, *titles(plan.metadata))
+    if recipe is None:
+        return plan, None
+    if not prediction_is_given and "sdengine.scheduler" not in plan.metadata:
+        prediction = prediction_of(recipe, plan.scheduler.prediction)
+        plan = replace(plan, scheduler=replace(plan.scheduler, prediction=prediction))
+    if "sdengine.defaults" not in plan.metadata:
+        defaults = defaults_of(recipe, plan.defaults)
+        if plan.reads_guidance:  # the recipe's number is for models that are guided from outside
+            defaults = replace(defaults, guidance=plan.defaults.guidance)
+        plan = replace(plan, defaults=defaults)
+    return plan, recipe
 
 
 def unwise(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from . import _core, images
+from .adapters import Lora
 from .branches import Phases
+from .control import ControlInput
 from .devices import peak_memory
 from .errors import ParameterError
+from .options import checked_latents
 from .params import SEAMLESS, GenerateParameters
 from .results import Result
 from .steps import Steps, plan_steps
@@ -34,6 +38,8 @@ class RunInputs:
     start: Start
     pictures: Pictures
     tile: int | None
+    loras: tuple[Lora, ...] = ()
+    controls: Sequence[ControlInput] = ()
 
 
 @dataclass
@@ -54,10 +60,16 @@ class Run:
         parameters: of the generation.
     """
 
-    def __init__(self, pipeline: Pipeline, inputs: RunInputs, encode_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        inputs: RunInputs,
+        encode_seconds: float = 0.0,
+        token: _core.CancelToken | None = None,
+    ) -> None:
         self.parameters = inputs.parameters
         self._pipeline, self._inputs = pipeline, inputs
-        self._token = _core.CancelToken()
+        self._token = token or _core.CancelToken()
         self._times = Times(encode_seconds)
         self._native = self._made()
 
@@ -65,6 +77,10 @@ class Run:
         plan, parameters, start = self._pipeline.plan, self.parameters, self._inputs.start
         steps: Steps = plan_steps(plan, parameters)
         blend = start.blend
+        native = {
+            id(branches): [branch.native() for branch in branches]
+            for branches in {id(b): b for _, b in self._inputs.phases}.values()
+        }
         return _core.DenoiseRun(
             self._pipeline.denoiser,
             sampler=parameters.sampler,
@@ -75,9 +91,7 @@ class Run:
             seeds=noise_seeds(parameters),
             noise=parameters.noise,
             noise_state=start.noise_state,
-            phases=[
-                (until, [b.native() for b in branches]) for until, branches in self._inputs.phases
-            ],
+            phases=[(until, native[id(branches)]) for until, branches in self._inputs.phases],
             guidance=parameters.guidance.native(),
             blend=None if blend is None else (blend.original, blend.noise, blend.mask),
             eta=parameters.eta,
@@ -86,6 +100,12 @@ class Run:
             order=parameters.order,
             churn=(parameters.s_churn, parameters.s_tmin, parameters.s_tmax),
             options={"circular": SEAMLESS[parameters.seamless]},
+            controls=[
+                self._pipeline.controls[control.net].native(
+                    control, parameters.batch_size, SEAMLESS[parameters.seamless]
+                )
+                for control in self._inputs.controls
+            ],
         )
 
     # ------------------------------------------------------------------------------------- steps
@@ -97,7 +117,8 @@ class Run:
             Cancelled: the run was cancelled. It can go on after :meth:`fork` or pickling.
         """
         before = time.perf_counter()
-        with self._pipeline.running(self._token):
+        adapters, loras = self._pipeline.adapters, self._inputs.loras
+        with self._pipeline.running(self._token), adapters.applied(loras, self.index, self.steps):
             self._native.step(self._token)
         self._times.steps.append(time.perf_counter() - before)
 
@@ -141,7 +162,7 @@ class Run:
 
     @latents.setter
     def latents(self, values: Array) -> None:
-        given = np.ascontiguousarray(values, np.float32)
+        given = checked_latents("latents", values)
         if given.shape != self._native.latents.shape:
             raise ParameterError(
                 f"latents must have the shape {list(self._native.latents.shape)}, not {list(given.shape)}"
@@ -168,6 +189,9 @@ class Run:
         latents = self.latents
         # Decoding is when most memory is taken; the denoiser's part of it is not needed now.
         self._pipeline.denoiser.release_weights()
+        self._pipeline.denoiser.release_activations()
+        for control in self._pipeline.controls:
+            control.network.release_weights()
         with self._pipeline.running(self._token):
             decoded = self._pipeline.vae.decode(
                 latents,
@@ -191,8 +215,19 @@ class Run:
                 "per_step": denoise / max(1, len(self._times.steps)),
             },
             peak_memory=peak_memory(),
-            metadata=self.parameters.metadata(self._pipeline.plan.path.stem),
+            metadata=self.metadata(),
         )
+
+    def metadata(self) -> list[dict[str, object]]:
+        """The generation parameters, one dict per picture; :mod:`sdengine.metadata` writes them as text."""
+        plan, pictures = self._pipeline.plan, self._inputs.pictures
+        of_each = self.parameters.metadata(
+            plan.path.stem, pictures.task(plan.task), pictures.resize_mode
+        )
+        if not self._inputs.loras:
+            return of_each
+        named = ", ".join(str(lora) for lora in self._inputs.loras)
+        return [{**one, "applied_loras": named} for one in of_each]
 
     # ---------------------------------------------------------------------------------- pickling
     @classmethod

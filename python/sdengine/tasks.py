@@ -13,6 +13,7 @@ from PIL import Image
 from . import _core, images
 from .autoencoder import Autoencoder
 from .errors import ParameterError
+from .families import Task
 from .loading import ModelPlan
 from .noise import start_noise
 from .params import GenerateParameters
@@ -29,11 +30,13 @@ class Pictures:
         image: float32 ``[N or 1, 3, H, W]`` in -1..1.
         mask: float32 ``[N or 1, 1, H, W]``, 0 (keep) to 1 (change).
         depth: float32 ``[N or 1, 1, H, W]``, any scale, near is large.
+        resize_mode: how they were brought to that size.
     """
 
     image: Array | None = None
     mask: Array | None = None
     depth: Array | None = None
+    resize_mode: str = "crop"
 
     @classmethod
     def read(
@@ -55,8 +58,21 @@ class Pictures:
             return np.asarray(np.concatenate([convert(p, size, mode) for p in listed]), np.float32)
 
         return cls(
-            read(image, images.to_array), read(mask, images.to_mask), read(depth, images.to_mask)
+            read(image, images.to_array),
+            read(mask, images.to_mask),
+            read(depth, images.to_mask),
+            mode,
         )
+
+    def task(self, kind: Task) -> str | None:
+        """What a model of that kind does with them, in words; None where none was given."""
+        if self.depth is not None:
+            return "depth"
+        if self.mask is not None:
+            return "inpainting"
+        if self.image is not None:
+            return "editing" if kind == "edit" else "image to image"
+        return None
 
     @staticmethod
     def size_of(pictures: Any) -> tuple[int, int]:

@@ -27,6 +27,7 @@ class Case:
     batch: int = 1
     causal: bool = False
     mask_batch: int = 0
+    mask_per_head: bool = False
 
     def data(self, rng: np.random.Generator) -> dict[str, Array | None]:
         def draw(tokens: int, heads: int) -> Array:
@@ -34,9 +35,10 @@ class Case:
 
         mask = None
         if self.mask_batch:
-            mask = rng.standard_normal((self.mask_batch, self.q_len, self.kv_len), np.float32)
+            shape = (self.mask_batch, *[self.heads] * self.mask_per_head, self.q_len, self.kv_len)
+            mask = rng.standard_normal(shape, np.float32)
             mask[rng.random(mask.shape) < 0.2] = -np.inf
-            mask[:, :, 0] = 0
+            mask[..., 0] = 0
         return {
             "q": draw(self.q_len, self.heads),
             "k": draw(self.kv_len, self.kv_heads),
@@ -57,12 +59,14 @@ class Case:
             return x.view(self.batch, -1, heads, self.head_dim).transpose(1, 2)
 
         group = self.heads // self.kv_heads
-        mask = data["mask"]
+        mask = None if data["mask"] is None else torch.from_numpy(data["mask"]).double()
+        if mask is not None and not self.mask_per_head:
+            mask = mask[:, None]
         y = F.scaled_dot_product_attention(
             split("q", self.heads),
             split("k", self.kv_heads).repeat_interleave(group, 1),
             split("v", self.kv_heads).repeat_interleave(group, 1),
-            attn_mask=None if mask is None else torch.from_numpy(mask).double()[:, None],
+            attn_mask=mask,
             is_causal=self.causal,
             scale=scale,
         )
@@ -90,6 +94,8 @@ CASES = {
     "causal, more keys": Case(40, 90, 16, causal=True),
     "mask": Case(50, 60, 32, batch=3, mask_batch=1),
     "mask for each batch element": Case(50, 600, 64, batch=2, mask_batch=2),
+    "mask for each head": Case(50, 60, 32, heads=4, batch=2, mask_batch=1, mask_per_head=True),
+    "mask for each of both": Case(20, 64, 16, heads=6, batch=3, mask_batch=3, mask_per_head=True),
 }
 
 

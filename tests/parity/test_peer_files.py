@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import sdengine
 from tests import unet_models
 from tests.unet_models import TINY, dequantized, tiny_folder, write_safetensors
 
@@ -80,3 +81,20 @@ def test_quantized_files_lose_no_more_than_their_weights(
     for key in expected:
         assert relative_error(found[key], same_values[key]) <= 1e-4, key
         assert relative_error(found[key], expected[key]) <= LOSS[weight_type], key
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_the_peer_reads_converted_files(tmp_path: Path, name: str) -> None:
+    """Under the names that `sdengine convert` writes; it copies what it read into a file of its own."""
+    folder = tiny_folder(tmp_path / "model", name, seed=9)
+    rules = {
+        "kind:kernel": "f16"
+    }  # quantized kernels are matrices, whose true shape it does not know
+    mine = sdengine.convert(folder, tmp_path / "mine.gguf", "q8_0", rules).path
+    expected, found = (
+        outputs(mine, name),
+        outputs(convert(mine, tmp_path / "peer.gguf", "f32"), name),
+    )
+    assert found.keys() == expected.keys()
+    for key in expected:
+        assert relative_error(found[key], expected[key]) <= 1e-4, key

@@ -66,3 +66,9 @@ def test_other_rules_have_no_schedules() -> None:
 def test_the_pictures_of_a_batch_must_match(prompts: list[str]) -> None:
     with pytest.raises(ParameterError, match="one by one"):
         write_script([(p,) for p in prompts], [("",)] * 2, 4, "a1111")
+
+
+def test_the_sides_of_and_are_limited() -> None:
+    assert len(one(" AND ".join("a" * 100)).phases[0].parts) == 100
+    with pytest.raises(ParameterError, match="101 sides of AND; at most 100"):
+        one(" AND ".join("a" * 101))

@@ -54,6 +54,11 @@ def test_constant_shift_equals_diffusers(steps: int, shift: float) -> None:
     close(found.timesteps, scheduler.timesteps.numpy())
 
 
+# The reference stretches 1 - sigma in float32 (wholly so with numpy 2), which costs small sigmas their
+# last digits: up to eight roundings of numbers near 1. The closed form is met to 1e-6, below.
+STRETCHED = 8 * 2.0**-24
+
+
 @pytest.mark.parametrize("form", ["exponential", "linear"])
 @pytest.mark.parametrize("mu", [0.5, 0.63, 0.693548, 1.15])
 @pytest.mark.parametrize("steps", STEPS)
@@ -74,10 +79,8 @@ def test_terminal_shift_equals_diffusers(steps: int, terminal: float) -> None:
     found = _core.Schedule(
         "trailing", steps, _core.NoiseLevels.flow(math.exp(0.8)), terminal=terminal
     )
-    # The reference takes 1 - sigma in float32, which costs small sigmas their last
-    # digits: two roundings of 1.
-    assert np.abs(found.sigmas - scheduler.sigmas.numpy()).max() <= 2.4e-7
-    assert np.abs(found.timesteps - scheduler.timesteps.numpy()).max() <= 2.4e-4
+    assert np.abs(found.sigmas - scheduler.sigmas.numpy()).max() <= STRETCHED
+    assert np.abs(found.timesteps - scheduler.timesteps.numpy()).max() <= 1000 * STRETCHED
     plain = shifted(explicit(steps), math.exp(0.8))
     close(found.sigmas[:-1], 1 - (1 - plain) * (1 - terminal) / (1 - plain[-1]))
     assert found.sigmas[-2] == pytest.approx(terminal, rel=1e-6)
@@ -99,7 +102,7 @@ def test_converted_sigmas_equal_diffusers(steps: int, name: str, terminal: float
     options: dict[str, Any] = {"prediction": "flow", "shift": 3.0, "terminal": terminal}
     found = sigmas(name, steps, spacing="trailing", **options)
     if terminal is not None:
-        assert np.abs(found - scheduler.sigmas.numpy()).max() <= 2.4e-7  # as above
+        assert np.abs(found - scheduler.sigmas.numpy()).max() <= STRETCHED
     else:
         close(found, scheduler.sigmas.numpy(), 2e-6)
         scheduler.set_timesteps(steps)

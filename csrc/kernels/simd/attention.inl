@@ -58,6 +58,15 @@ struct AttentionScratch {
     }
 };
 
+// The mask [q_len, kv_len] of one head of one batch element; null if there is none.
+const float* mask_of(const Attention& op, int64_t batch, int64_t head) {
+    if (!op.mask) return nullptr;
+    const int64_t shared = op.mask_batch == 1 ? 0 : batch;
+    const int64_t entry = op.mask_index ? op.mask_index[batch] : shared;
+    const int64_t at = entry * op.mask_heads + (op.mask_heads == 1 ? 0 : head);
+    return op.mask + at * op.q_len * op.kv_len;
+}
+
 // One head of one batch element with a block of its queries.
 struct AttentionHead {
     const Attention& op;
@@ -194,8 +203,7 @@ void attention_kernel(const Attention& op, Team& team) {
         const int64_t kv_head = head / (op.heads / op.kv_heads);
         const int64_t query = block * plan.query_block;
         const int64_t queries = min_of(plan.query_block, op.q_len - query);
-        const float* mask =
-            op.mask ? op.mask + (op.mask_batch == 1 ? 0 : batch) * op.q_len * op.kv_len : nullptr;
+        const float* mask = mask_of(op, batch, head);
         const float* distance_bias =
             op.distance_bias ? op.distance_bias + head * (op.q_len + op.kv_len - 1) : nullptr;
         const AttentionHead part{op,

@@ -98,6 +98,8 @@ SDE_INLINE Vec activate(Vec x, Activation activation) {
             return quick_gelu_of(x);
         case Activation::Relu:
             return max_of(Vec{}, x);  // in this order a NaN stays
+        case Activation::LeakyRelu:
+            return max_of(x * kLeakySlope, x);
     }
     return x;
 }

@@ -3,11 +3,9 @@
 // configuration of this file.
 #pragma once
 
-#include <optional>
 #include <vector>
 
-#include "networks/network.h"
-#include "nn/blocks.h"
+#include "networks/denoisers/unet_encoder.h"
 
 namespace sde::networks {
 
@@ -20,46 +18,23 @@ class UNet : public Network {
     // `guidance_embedding` [N, time_cond_proj_dim]. Output: `prediction` [N, out_channels, H, W].
     // For guidance (networks/layer_variants.h): options `skip_layers`, `perturb_layers`; inputs
     // `nag_context` [N, tokens, context width] and `nag` [N, 3].
+    // From a ControlNet: `control_0`, ... for every feature map of the way down, and `control_mid`.
+    // With an IP-Adapter (the configuration's `image_prompt`): `image_keys` [N, tokens, width] and
+    // `image_values`, the same times its scale.
+    // From a T2I adapter: `adapter_0`, ... for every level, and perhaps `adapter_mid`.
     void forward(Graph& graph, const InputShapes& shapes, const Options& options) const override;
     GuidanceSupport guidance_support() const override { return {attentions_, true, true, true}; }
 
   private:
-    // Resnets of one resolution, each with a spatial transformer or none.
-    struct Level {
-        std::vector<nn::Resnet> resnets;
-        std::vector<std::optional<nn::SpatialTransformer>> attentions;
-        std::optional<nn::Conv2d> resample;
-    };
-    struct MidBlock {
-        std::vector<nn::Resnet> resnets;
-        std::optional<nn::SpatialTransformer> attention;
-    };
-    class Embedder {  // Linear, SiLU, Linear
-      public:
-        Embedder(const nn::Scope& scope, int64_t in, int64_t out)
-            : linear1_(scope / "linear_1", in, out), linear2_(scope / "linear_2", out, out) {}
-        nn::Tensor operator()(const nn::Tensor& x, const nn::Tensor& residual = {}) const {
-            return linear2_(linear1_(x, {.activation = nn::Activation::Silu}),
-                            {.residual = residual});
-        }
+    nn::Tensor picture_tokens(Graph& graph, const InputShapes& shapes,
+                              const std::string& name) const;
 
-      private:
-        nn::Linear linear1_, linear2_;
-    };
-
-    nn::Tensor text(Graph& graph, const InputShapes& shapes, const std::string& name) const;
-    nn::Tensor embed(Graph& graph, const InputShapes& shapes, int64_t batch) const;
-
-    int64_t in_channels_, base_channels_, context_width_, class_width_, guidance_width_;
-    Embedder time_embedding_;
-    std::optional<Embedder> add_embedding_;
-    std::optional<nn::Linear> cond_proj_, encoder_hid_proj_;
-    nn::Conv2d conv_in_;
-    std::vector<Level> down_, up_;
-    std::optional<MidBlock> mid_;
+    int64_t image_width_;                  // of an IP-Adapter's tokens; 0 without one
+    std::vector<std::string> attentions_;  // names of the spatial transformers, as they are run
+    UNetEncoder encoder_;
+    std::vector<UNetLevel> up_;
     nn::GroupNorm conv_norm_out_;
     nn::Conv2d conv_out_;
-    std::vector<std::string> attentions_;  // names of the spatial transformers, as they are run
 };
 
 }  // namespace sde::networks

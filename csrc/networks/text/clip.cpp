@@ -3,38 +3,6 @@
 #include "base/error.h"
 
 namespace sde::networks {
-namespace {
-
-nn::Activation activation(const std::string& name) {
-    if (name == "quick_gelu") return nn::Activation::QuickGelu;
-    if (name == "gelu") return nn::Activation::Gelu;
-    throw Error(ErrorKind::Parameter,
-                "CLIP's activation is quick_gelu or gelu, not '" + name + "'");
-}
-
-}  // namespace
-
-ClipText::Layer::Layer(const nn::Scope& scope, int64_t width, int64_t inner, int64_t heads,
-                       nn::Activation activation, float eps)
-    : heads_(heads),
-      activation_(activation),
-      layer_norm1_(scope / "layer_norm1", width, eps),
-      q_proj_(scope / "self_attn" / "q_proj", width, width),
-      k_proj_(scope / "self_attn" / "k_proj", width, width),
-      v_proj_(scope / "self_attn" / "v_proj", width, width),
-      out_proj_(scope / "self_attn" / "out_proj", width, width),
-      layer_norm2_(scope / "layer_norm2", width, eps),
-      fc1_(scope / "mlp" / "fc1", width, inner),
-      fc2_(scope / "mlp" / "fc2", inner, width) {}
-
-nn::Tensor ClipText::Layer::operator()(const nn::Tensor& x) const {
-    nn::Tensor h = layer_norm1_(x);
-    h = nn::attention(q_proj_(h), k_proj_(h), v_proj_(h), {.heads = heads_, .causal = true});
-    const nn::Tensor attended = out_proj_(h, {.residual = x});
-    h = fc1_(layer_norm2_(attended), {.activation = activation_});
-    return fc2_(h, {.residual = attended});
-}
-
 ClipText::ClipText(const nn::Scope& scope, const Config& config)
     : width_(config["hidden_size"].integer()),
       vocabulary_(config["vocab_size"].integer()),
@@ -44,17 +12,29 @@ ClipText::ClipText(const nn::Scope& scope, const Config& config)
       position_embedding_(scope / "text_model" / "embeddings" / "position_embedding",
                           max_positions_, width_),
       layers_([&] {
-          std::vector<Layer> layers;
+          std::vector<ClipLayer> layers;
+          const ClipLayerConfig layer{.width = width_,
+                                      .inner = config["intermediate_size"].integer(),
+                                      .heads = config["heads"].integer(),
+                                      .activation = clip_activation(config["activation"].text()),
+                                      .eps = config["eps"].number(),
+                                      .causal = true};
           for (int i = 0; i < config["layers"].integer(); ++i)
-              layers.emplace_back(scope / "text_model" / "encoder" / "layers" / i, width_,
-                                  config["intermediate_size"].integer(), config["heads"].integer(),
-                                  activation(config["activation"].text()), config["eps"].number());
+              layers.emplace_back(scope / "text_model" / "encoder" / "layers" / i, layer);
           return layers;
       }()),
       final_layer_norm_(scope / "text_model" / "final_layer_norm", width_, config["eps"].number()) {
     if (config["has_projection"].boolean())
         projection_.emplace_back(scope / "text_projection", width_,
                                  config["projection_dim"].integer(), false);
+}
+
+nn::Tensor ClipText::embedded(Graph& graph, const InputShapes& shapes, const Shape& ids) const {
+    if (shapes.count("learned") == 0)
+        return token_embedding_(nn::input_ids(graph, "ids", ids, vocabulary_));
+    const Shape& learned = required(shapes, "learned", 2);
+    return token_embedding_(nn::input_ids(graph, "ids", ids, vocabulary_ + learned[0]),
+                            nn::input(graph, "learned", learned));
 }
 
 void ClipText::forward(Graph& graph, const InputShapes& shapes, const Options& options) const {
@@ -69,7 +49,7 @@ void ClipText::forward(Graph& graph, const InputShapes& shapes, const Options& o
                                               " tokens, the encoder takes " +
                                               std::to_string(max_positions_));
 
-    nn::Tensor x = token_embedding_(nn::input_ids(graph, "ids", shape, vocabulary_));
+    nn::Tensor x = embedded(graph, shapes, shape);
     // Positions are the same for every sequence of the batch.
     x = nn::add_broadcast(x, position_embedding_.rows(graph, shape[1]));
 

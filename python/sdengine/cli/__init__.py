@@ -14,6 +14,7 @@ from sdengine.cli.devices_command import devices
 from sdengine.cli.generate_command import generate
 from sdengine.cli.inspect_command import inspect
 from sdengine.cli.program import Program
+from sdengine.cli.upscale_command import upscale
 
 __all__ = ["main"]
 
@@ -40,5 +41,5 @@ def main() -> None:
     """Local image generation: Stable Diffusion class models on the machine you have."""
 
 
-for _command in (generate, inspect, convert, devices, bench):
+for _command in (generate, inspect, upscale, convert, devices, bench):
     main.add_command(_command)

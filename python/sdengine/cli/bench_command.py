@@ -11,17 +11,18 @@ import click
 
 from sdengine.cli.console import progress, readable_bytes
 from sdengine.cli.options import (
-    given_only,
+    BENCH,
     load_arguments,
     model_options,
     open_generate,
-    picture_options,
+    picture_arguments,
+    settings,
 )
 
 
 @click.command()
 @model_options
-@picture_options
+@settings(BENCH)
 @click.option("--prompt", default="a red circle on a blue background", show_default=True)
 @click.option("--repeat", type=click.IntRange(1, 1000), default=3, show_default=True, help="Runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -32,13 +33,13 @@ def bench(prompt: str, repeat: int, as_json: bool, **options: Any) -> None:
     """
     arguments = load_arguments(options)
     started = time.perf_counter()
-    run = open_generate(arguments)
+    run, given = open_generate(arguments), picture_arguments(options)
     loaded = time.perf_counter() - started
     results = []
     with progress("measuring") as report:
         for index in range(repeat + 1):
             report(index, repeat + 1, "warm-up" if index == 0 else "")
-            results.append(run(prompt, **given_only(options), seed=index))
+            results.append(run(prompt, **given, seed=index))
     runs = [result.timings for result in results[1:]]
     seconds = {stage: statistics.median(timing[stage] for timing in runs) for stage in runs[0]}
     measured = {

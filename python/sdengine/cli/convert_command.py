@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from sdengine.cli.console import progress, readable_bytes
-from sdengine.cli.options import given_only, pair
+from sdengine.cli.options import component_arguments, given_only, lora_option, pair
 
 
 @click.command()
@@ -31,8 +31,25 @@ from sdengine.cli.options import given_only, pair
     multiple=True,
     help="What a generation takes where the caller says nothing, such as guidance=3 or steps=20.",
 )
-@click.option("--vae", metavar="PATH", help="Autoencoder to take instead of the model's.")
+@lora_option("LoRA to merge into the weights")
+@click.option(
+    "--vae",
+    metavar="PATH",
+    multiple=True,
+    help="Autoencoder to take instead of the model's; twice for the two files of a tiny one.",
+)
+@click.option(
+    "--text-encoder",
+    "text_encoders",
+    metavar="[NAME=]PATH",
+    multiple=True,
+    help="Text encoder to take instead of the model's; may be repeated.",
+)
 @click.option("--tokenizer", metavar="PATH", help="Tokenizer to take instead of the model's.")
+@click.option("--family", metavar="NAME", help="What the model is [default: told by its tensors]")
+@click.option(
+    "--prediction", metavar="NAME", help="Such as epsilon or v_prediction [default: found out]"
+)
 @click.option("--threads", type=int, help="CPU threads [default: all]")
 @click.option("-f", "--force", is_flag=True, help="Replace DST if it exists.")
 def convert(
@@ -40,6 +57,8 @@ def convert(
     dst: str,
     rules: tuple[str, ...],
     defaults: tuple[str, ...],
+    vae: tuple[str, ...],
+    text_encoders: tuple[str, ...],
     force: bool,
     **options: Any,
 ) -> None:
@@ -59,7 +78,7 @@ def convert(
             defaults=given or None,
             callback=lambda event: report(event.index, event.count, event.name),
             overwrite=force,
-            **given_only(options),
+            **given_only({**options, **component_arguments(vae, text_encoders)}),
         )
     types = ", ".join(f"{kind} x {count}" for kind, count in conversion.histogram.items())
     click.echo(f"{conversion.path}  {readable_bytes(conversion.nbytes)}  ({types})")

@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from sdengine.cli.settings import SETTINGS
 
 if TYPE_CHECKING:
     from sdengine import Result
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _loras(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> Any:
+    from sdengine.adapters import parse_lora
+
+    return [parse_lora(text) for text in texts] or None
+
+
+def _listed(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> Any:
+    return list(given) or None
+
+
+def lora_option(what: str) -> Callable[[Command], Command]:
+    """``--lora FILE:SCALE``, as the argument ``loras``."""
+    return click.option(
+        "--lora",
+        "loras",
+        metavar="FILE[:SCALE]",
+        multiple=True,
+        callback=_loras,
+        help=f"{what}; may be repeated. A second :SCALE is that of the text encoders.",
+    )
+
 
 _MODEL_OPTIONS = (
     click.option(
@@ -19,40 +45,82 @@ _MODEL_OPTIONS = (
         metavar="PATH",
         help="GGUF, safetensors or checkpoint file, or diffusers folder [default: the demo model]",
     ),
-    click.option("--vae", metavar="PATH", help="Autoencoder to use instead of the model's."),
+    click.option(
+        "--vae",
+        metavar="PATH",
+        multiple=True,
+        help="Autoencoder to use instead of the model's; twice for the two files of a tiny one.",
+    ),
     click.option(
         "--text-encoder",
         "text_encoders",
-        metavar="NAME=PATH",
+        metavar="[NAME=]PATH",
         multiple=True,
         help="Text encoder to use instead of the model's; may be repeated.",
     ),
     click.option(
         "--tokenizer", metavar="PATH", help="Folder with vocab.json and merges.txt, or a JSON file."
     ),
+    click.option("--family", metavar="NAME", help="Take the model for a member of this family."),
+    click.option(
+        "--prediction",
+        metavar="NAME",
+        help="What the model predicts, where its file does not tell: epsilon, v_prediction, sample.",
+    ),
+    lora_option("LoRA to apply"),
+    click.option(
+        "--controlnet",
+        "controlnets",
+        metavar="PATH",
+        multiple=True,
+        callback=_listed,
+        help="ControlNet or T2I adapter; may be repeated.",
+    ),
+    click.option("--ip-adapter", metavar="PATH", help="IP-Adapter, which reads --ip-image."),
+    click.option("--image-encoder", metavar="PATH", help="CLIP vision encoder of --ip-adapter."),
+    click.option(
+        "--embedding",
+        "embeddings",
+        metavar="PATH",
+        multiple=True,
+        callback=_listed,
+        help="Textual inversion file whose word prompts may use; may be repeated.",
+    ),
+    click.option(
+        "--lora-dir", metavar="PATH", help="Where <lora:name:0.8> in a prompt finds its file."
+    ),
     click.option("--weight-type", metavar="TYPE", help="Quantize while loading: q8_0, q4_k, ..."),
     click.option("--device", metavar="NAME", help="See `sdengine devices` [default: auto]"),
     click.option("--threads", type=int, help="CPU threads [default: one per physical core]"),
 )
-
-_PICTURE_OPTIONS = (
-    click.option("-W", "--width", type=int, help="Pixels."),
-    click.option("-H", "--height", type=int, help="Pixels."),
-    click.option("--steps", type=int, help="Sampling steps."),
-    click.option(
-        "--cfg-scale",
-        "--guidance-scale",
-        "guidance_scale",
-        type=float,
-        help="Strength of classifier-free guidance; 1 turns it off.",
-    ),
-    click.option("--sampler", metavar="NAME", help="Such as euler_a or dpm++2m."),
-    click.option("--schedule", metavar="NAME", help="Such as karras."),
-    click.option("-b", "--batch-size", type=int, help="Pictures to make together."),
-    click.option(
-        "--clip-skip", type=int, help="Text encoder: 1 takes the last layer, 2 the one before."
-    ),
+_LOAD = (
+    *("model", "vae", "text_encoders", "tokenizer", "family", "prediction", "weight_type"),
+    *("device", "threads", "loras", "lora_dir", "embeddings"),
+    *("controlnets", "ip_adapter", "image_encoder"),
 )
+BENCH = (
+    *("width", "height", "steps", "guidance_scale", "sampler", "schedule", "batch_size"),
+    "clip_skip",
+)
+"""Settings that change how long a picture takes."""
+_NAMED = re.compile(r"(\w+)=(.+)")
+
+
+class SectionedCommand(click.Command):
+    """A command whose help page has the options of :data:`SETTINGS` under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, section by section."""
+        sections = {setting.name: setting.section for setting in SETTINGS}
+        sections.update(dict.fromkeys(_LOAD, "Model"))
+        rows: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if isinstance(parameter, click.Option) and record is not None:
+                rows.setdefault(sections.get(parameter.name or "", "Options"), []).append(record)
+        for section, records in rows.items():
+            with formatter.section(section):
+                formatter.write_dl(records)
 
 
 def model_options(command: Command) -> Command:
@@ -60,12 +128,13 @@ def model_options(command: Command) -> Command:
     return _decorated(command, _MODEL_OPTIONS)
 
 
-def picture_options(command: Command) -> Command:
-    """Add the size, the steps and the rest of what ``generate`` takes; unset is the model's own."""
-    return _decorated(command, _PICTURE_OPTIONS)
+def settings(names: Sequence[str] | None = None) -> Callable[[Command], Command]:
+    """Add :data:`SETTINGS`, or those of some names; unset is the model's own."""
+    chosen = [s for s in SETTINGS if names is None or s.name in names]
+    return lambda command: _decorated(command, chosen)
 
 
-def _decorated(command: Command, options: tuple[Callable[..., Any], ...]) -> Command:
+def _decorated(command: Command, options: Sequence[Callable[..., Any]]) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
@@ -73,19 +142,54 @@ def _decorated(command: Command, options: tuple[Callable[..., Any], ...]) -> Com
 
 def load_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """Take the model options out of `options`: those given, as arguments of ``sdengine.load``."""
-    names = ("model", "vae", "text_encoders", "tokenizer", "weight_type", "device", "threads")
-    values = {name: options.pop(name) for name in names}
-    values["text_encoders"] = dict(pair(text, "--text-encoder") for text in values["text_encoders"])
-    given = given_only(values)
+    values = {name: options.pop(name) for name in _LOAD}
+    given = given_only({**values, **component_arguments(values["vae"], values["text_encoders"])})
     if "model" not in given and given:
-        option = "--" + next(iter(given)).replace("text_encoders", "text-encoder").replace("_", "-")
+        first = {"text_encoders": "text_encoder", "loras": "lora"}
+        option = "--" + first.get(name := next(iter(given)), name).replace("_", "-")
         raise click.UsageError(f"{option} needs --model")
     return given
 
 
+def component_arguments(vae: tuple[str, ...], text_encoders: tuple[str, ...]) -> dict[str, Any]:
+    """Components given apart, as the library takes them."""
+    return {"vae": _one_or_list(vae), "text_encoders": _text_encoders(text_encoders)}
+
+
+def _one_or_list(values: tuple[str, ...]) -> str | list[str] | None:
+    return values[0] if len(values) == 1 else list(values) or None
+
+
+def _text_encoders(given: tuple[str, ...]) -> Any:
+    """A mapping where components are named, otherwise one path or a list of them."""
+    named = [_NAMED.fullmatch(text) for text in given]
+    pairs = {match[1]: match[2] for match in named if match}
+    if not pairs:
+        return _one_or_list(given)
+    if None in named:
+        raise click.UsageError("--text-encoder takes NAME=PATH each time, or PATH each time")
+    return pairs
+
+
 def given_only(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given; the library has its own defaults for the others."""
-    return {name: value for name, value in options.items() if value is not None and value != {}}
+    return {name: value for name, value in options.items() if value not in (None, (), {})}
+
+
+def picture_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """The settings that were given, as the library takes them."""
+    given = given_only(options)
+    for name in ("control_images", "ip_images"):
+        if name in given:
+            given[name] = list(given[name])
+    for name in ("sizes", "negative_sizes"):
+        if name in given:
+            given[name] = dict(given[name])
+    if "guidance" in given:
+        from sdengine.options import guidance_of
+
+        given["guidance"] = guidance_of(dict(given["guidance"]))
+    return given
 
 
 def pair(text: str, option: str) -> tuple[str, str]:
@@ -102,4 +206,5 @@ def open_generate(arguments: dict[str, Any]) -> Callable[..., Result]:
 
     if "model" not in arguments:
         return sdengine.generate
+    arguments = dict(arguments)
     return sdengine.load(arguments.pop("model"), **arguments).generate

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 import click
 
-from sdengine.errors import Cancelled, ParameterError, SDEngineError
+from sdengine.errors import Cancelled, ParameterError, SDEngineError, UnwiseWarning
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -27,13 +30,30 @@ class WrongParameter(Failure):
     exit_code = 2
 
 
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Show sdengine's warnings as one line each."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, UnwiseWarning):
+            click.echo(f"warning: {message}", err=True)
+        else:
+            usual(message, category, *where, **more)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
 class Program(click.Group):
     """A command group whose commands may raise sdengine's errors."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was named."""
         try:
-            return super().invoke(ctx)
+            with _warnings_as_lines():
+                return super().invoke(ctx)
         except (KeyboardInterrupt, Cancelled):
             click.echo("interrupted", err=True)
             ctx.exit(EXIT_INTERRUPTED)

@@ -158,13 +158,22 @@ class Family:
     """Latents per token of the denoiser along each axis: sizes are multiples of it."""
     starts_from_noise: bool = True
     """False for models that only improve what another one made."""
+    resolutions: tuple[tuple[int, int], ...] = ()
+    """Published (width, height) of the training pictures, from tall to wide; empty where none are."""
     variants: tuple[Variant, ...] = ()
 
     def component(self, name: str) -> Component:
         """The component of that name; KeyError if the family has none."""
         return {component.name: component for component in self.components}[name]
 
-    def variant(self, config: Config, tensors: Collection[str] = ()) -> Variant | None:
-        """The first variant that fits the denoiser's hyper-parameters and the file's tensors."""
+    def variant(
+        self, config: Config, tensors: Collection[str] = (), title: object = None
+    ) -> Variant | None:
+        """The first variant that fits the denoiser's hyper-parameters and the file's tensors.
+
+        A file that says the variant's `title` needs none of its markers.
+        """
         fitting = (v for v in self.variants if v.shape.fits(config))
-        return next((v for v in fitting if all(m in tensors for m in v.markers)), None)
+        return next(
+            (v for v in fitting if v.title == title or all(m in tensors for m in v.markers)), None
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from sdengine.families.family import Component, Family, Shape, TextUse
 from sdengine.families.sd1 import AUTOENCODER
 from sdengine.families.sd2 import LINEAR_DENOISER
-from sdengine.families.sdxl import LATENTS, SIZES
+from sdengine.families.sdxl import LATENTS, RESOLUTIONS, SIZES
 from sdengine.families.settings import Betas, Defaults
 from sdengine.keys import decoder_text
 
@@ -52,4 +52,5 @@ KOLORS = Family(
     defaults=Defaults(1024, 1024, steps=50, guidance=5.0, sampler="euler", schedule="leading"),
     text=(TextUse("text_encoder", skip=1, final_norm=False, pooled=True),),
     size_conditioning=SIZES,
+    resolutions=RESOLUTIONS,
 )

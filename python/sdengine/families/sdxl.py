@@ -83,6 +83,14 @@ SIZES = SizeConditioning(
     )
 )
 
+_TALL = (
+    *((512, 2048), (512, 1984), (512, 1920), (512, 1856), (576, 1792), (576, 1728), (576, 1664)),
+    *((640, 1600), (640, 1536), (704, 1472), (704, 1408), (704, 1344), (768, 1344), (768, 1280)),
+    *((832, 1216), (832, 1152), (896, 1152), (896, 1088), (960, 1088), (960, 1024)),
+)
+RESOLUTIONS = (*_TALL, (1024, 1024), *((height, width) for width, height in reversed(_TALL)))
+"""Of training in several aspect ratios: Podell et al. 2023, appendix I."""
+
 # Mean, deviation and scale of the latents that Playground 2.5 was trained on: its published
 # vae/config.json (Li et al. 2024, arXiv 2402.17245).
 PLAYGROUND_LATENTS = LatentFormat(
@@ -120,6 +128,7 @@ SDXL = Family(
     ),
     size_conditioning=SIZES,
     empty_negative_is_zeros=True,
+    resolutions=RESOLUTIONS,
     variants=(
         Variant("Stable Diffusion XL inpainting", Shape({"in_channels": (9,)}), task="inpaint"),
         Variant("InstructPix2Pix (SDXL)", Shape({"in_channels": (8,)}), task="edit"),

@@ -10,7 +10,7 @@ from dataclasses import replace
 from sdengine.families.family import Family, Shape, SizeConditioning, TextUse
 from sdengine.families.sd1 import AUTOENCODER
 from sdengine.families.sd2 import LINEAR_DENOISER
-from sdengine.families.sdxl import BETAS, LATENTS, TEXT_ENCODER_2
+from sdengine.families.sdxl import BETAS, LATENTS, RESOLUTIONS, TEXT_ENCODER_2
 from sdengine.families.settings import Defaults
 
 # The only text encoder, but in a diffusers folder still the second one.
@@ -51,4 +51,5 @@ SDXL_REFINER = Family(
     size_conditioning=SizeConditioning(
         ("original_height", "original_width", "crop_top", "crop_left", "aesthetic_score")
     ),
+    resolutions=RESOLUTIONS,
 )

@@ -75,6 +75,10 @@ ADAPTER_ADVICE = (
     "It changes a model and is none itself: load the base model, and give this file with it."
 )
 
+UPSCALER_ADVICE = "It makes pictures larger: load it with sdengine.load_upscaler."
+CONTROL_ADVICE = "Load the base model, and give this file as controlnets=[...]."
+IMAGE_PROMPT_ADVICE = "Load the base model, and give this file as ip_adapter=..."
+
 ADDITIONS: tuple[Signature, ...] = (
     *(
         Signature("a LoRA or a related adapter", (suffix,), advice=ADAPTER_ADVICE)
@@ -93,7 +97,7 @@ ADDITIONS: tuple[Signature, ...] = (
         )
     ),
     *(
-        Signature("a ControlNet", (name,), advice=ADAPTER_ADVICE)
+        Signature("a ControlNet", (name,), advice=CONTROL_ADVICE)
         for name in (
             "controlnet_cond_embedding.conv_in.weight",
             "controlnet_blocks.0.weight",
@@ -104,19 +108,36 @@ ADDITIONS: tuple[Signature, ...] = (
             "control_blocks.0.after_proj.weight",
         )
     ),
-    Signature("a T2I adapter", ("adapter.body.0.resnets.0.block1.weight",), advice=ADAPTER_ADVICE),
-    Signature("an IP-Adapter", ("ip_adapter.1.to_k_ip.weight",), advice=ADAPTER_ADVICE),
+    *(
+        Signature("a T2I adapter", (name,), advice=CONTROL_ADVICE)
+        for name in (
+            "adapter.body.0.resnets.0.block1.weight",
+            "body.0.block1.weight",
+            "body.0.body.0.block1.weight",
+        )
+    ),
+    Signature("an IP-Adapter", ("ip_adapter.1.to_k_ip.weight",), advice=IMAGE_PROMPT_ADVICE),
     Signature(
         "a motion module (AnimateDiff)", ("*motion_modules.0.temporal_transformer.norm.weight",)
     ),
-    Signature("an upscaler (ESRGAN)", ("conv_first.weight", "body.0.rdb1.conv1.weight")),
-    Signature("an upscaler (ESRGAN)", ("model.0.weight", "model.1.sub.0.RDB1.conv1.0.weight")),
+    *(
+        Signature("an upscaler (ESRGAN)", names, advice=UPSCALER_ADVICE)
+        for names in (
+            ("conv_first.weight", "body.0.rdb1.conv1.weight"),
+            ("conv_first.weight", "RRDB_trunk.0.RDB1.conv1.weight"),
+            ("model.0.weight", "model.1.sub.0.RDB1.conv1.0.weight"),
+        )
+    ),
     Signature(
         "an upscaler (SwinIR)",
         ("layers.0.residual_group.blocks.0.attn.relative_position_bias_table",),
+        advice=UPSCALER_ADVICE,
     ),
     Signature(
-        "an upscaler (Real-ESRGAN compact)", ("body.0.weight", "body.1.weight"), ("conv_in.weight",)
+        "an upscaler (Real-ESRGAN compact)",
+        ("body.0.weight", "body.1.weight"),
+        ("conv_in.weight",),
+        advice=UPSCALER_ADVICE,
     ),
     Signature("a textual inversion embedding", ("emb_params",), advice=ADAPTER_ADVICE),
     Signature("a textual inversion embedding", ("string_to_param.[*]",), advice=ADAPTER_ADVICE),

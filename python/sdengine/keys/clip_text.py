@@ -6,7 +6,8 @@ into one matrix and stores the text projection as [in, out].
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from sdengine.keys.engine import KeyTable, Rule, count_at, rules_below
 from sdengine.keys.templates import Variables
@@ -47,6 +48,10 @@ def _open_clip_variables(names: Collection[str]) -> Variables:
     return {"i": range(count_at(names, "transformer.resblocks."))}
 
 
+def _layers_of(config: Mapping[str, Any]) -> Variables:
+    return {"i": range(config["layers"])}
+
+
 _LAYER = (
     ("layer_norm1.", "ln_1."),
     ("layer_norm2.", "ln_2."),
@@ -78,6 +83,7 @@ OPEN_CLIP = KeyTable(
     ),
     markers=("token_embedding.weight", "transformer.resblocks.0.ln_1.weight"),
     variables=_open_clip_variables,
+    variables_of=_layers_of,
     ignored=_IGNORED,
 )
 
@@ -107,5 +113,6 @@ SD_CPP_FUSED = KeyTable(
     ),
     markers=(*TRANSFORMERS.markers, "text_model.encoder.layers.0.self_attn.in_proj.weight"),
     variables=_sd_cpp_variables,
+    variables_of=_layers_of,
     ignored=_IGNORED,
 )

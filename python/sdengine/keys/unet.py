@@ -31,7 +31,7 @@ DIFFUSERS = KeyTable(
 )
 
 
-def _variables_in(names: Collection[str]) -> Variables:
+def variables_in(names: Collection[str]) -> Variables:
     """The numbering of a file with these LDM names (prefix stripped)."""
     held = set(names)
     blocks = numbers_at(names, "input_blocks.")
@@ -47,7 +47,7 @@ def _variables_in(names: Collection[str]) -> Variables:
     return _variables(stride, layers, levels, ups_with(1), ups_with(2))
 
 
-def _variables_of(config: Mapping[str, Any]) -> Variables:
+def variables_of(config: Mapping[str, Any]) -> Variables:
     """The numbering to write a network of this config with: the compact one if pruned."""
     layers = max(config["layers_per_block"])
     depths = config["up_transformer_layers"]
@@ -71,24 +71,27 @@ def _variables(
     }
 
 
+LDM_ENCODER = (
+    Rule("conv_in.", "input_blocks.0.0."),
+    Rule("time_embedding.linear_1.", "time_embed.0."),
+    Rule("time_embedding.linear_2.", "time_embed.2."),
+    Rule("time_embedding.cond_proj.", "time_embed.cond_proj."),
+    Rule("add_embedding.linear_1.", "label_emb.0.0."),
+    Rule("add_embedding.linear_2.", "label_emb.0.2."),
+    Rule("encoder_hid_proj.", "encoder_hid_proj."),
+    *rules_below("down_blocks.{i}.resnets.{down}.", "input_blocks.{stride*i+down+1}.0.", _RESNET),
+    Rule("down_blocks.{i}.attentions.{down}.", "input_blocks.{stride*i+down+1}.1."),
+    Rule("down_blocks.{i}.downsamplers.0.conv.", "input_blocks.{stride*i+stride}.0.op."),
+    *rules_below("mid_block.resnets.0.", "middle_block.0.", _RESNET),
+    Rule("mid_block.attentions.0.", "middle_block.1."),
+    *rules_below("mid_block.resnets.1.", "middle_block.2.", _RESNET),
+)
+"""The way down, which a ControlNet has too."""
+
 LDM = KeyTable(
     name="LDM",
     rules=(
-        Rule("conv_in.", "input_blocks.0.0."),
-        Rule("time_embedding.linear_1.", "time_embed.0."),
-        Rule("time_embedding.linear_2.", "time_embed.2."),
-        Rule("time_embedding.cond_proj.", "time_embed.cond_proj."),
-        Rule("add_embedding.linear_1.", "label_emb.0.0."),
-        Rule("add_embedding.linear_2.", "label_emb.0.2."),
-        Rule("encoder_hid_proj.", "encoder_hid_proj."),
-        *rules_below(
-            "down_blocks.{i}.resnets.{down}.", "input_blocks.{stride*i+down+1}.0.", _RESNET
-        ),
-        Rule("down_blocks.{i}.attentions.{down}.", "input_blocks.{stride*i+down+1}.1."),
-        Rule("down_blocks.{i}.downsamplers.0.conv.", "input_blocks.{stride*i+stride}.0.op."),
-        *rules_below("mid_block.resnets.0.", "middle_block.0.", _RESNET),
-        Rule("mid_block.attentions.0.", "middle_block.1."),
-        *rules_below("mid_block.resnets.1.", "middle_block.2.", _RESNET),
+        *LDM_ENCODER,
         *rules_below("up_blocks.{i}.resnets.{up}.", "output_blocks.{stride*i+up}.0.", _RESNET),
         Rule("up_blocks.{i}.attentions.{up}.", "output_blocks.{stride*i+up}.1."),
         Rule(
@@ -103,6 +106,6 @@ LDM = KeyTable(
         Rule("conv_out.", "out.2."),
     ),
     markers=("input_blocks.0.0.weight", "out.2.weight"),
-    variables=_variables_in,
-    variables_of=_variables_of,
+    variables=variables_in,
+    variables_of=variables_of,
 )

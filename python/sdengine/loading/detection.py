@@ -81,7 +81,8 @@ def detect(index: TensorIndex, family: str | None = None) -> Detection:
         if relative is not None:
             return _unsupported(relative.title, "", components)
         if candidate.shape.fits(config):
-            variant = candidate.variant(config, index.tensors.keys())
+            stored = index.metadata.get("sdengine.variant")
+            variant = candidate.variant(config, index.tensors.keys(), stored)
             title = variant.title if variant else candidate.title
             return Detection(title, candidate, variant, components, {candidate.denoiser: config})
         strangers.append((candidate, config))

@@ -195,8 +195,9 @@ def _replacements(family: Family, vae: Autoencoders | None) -> dict[str, Located
 
 
 def _as_published(family: Family, index: TensorIndex) -> Family:
-    """The family, with what a pipeline's model_index.json says about it."""
-    zeros = index.configs.get("model_index", {}).get("force_zeros_for_empty_prompt")
+    """The family, with what a pipeline's model_index.json or ``convert`` says about it."""
+    stored = index.metadata.get("sdengine.empty_negative_is_zeros")
+    zeros = index.configs.get("model_index", {}).get("force_zeros_for_empty_prompt", stored)
     if type(zeros) is not bool or zeros == family.empty_negative_is_zeros:
         return family
     return replace(family, empty_negative_is_zeros=zeros)
@@ -269,4 +270,20 @@ def _defaults(
     size = index.configs.get(found.family.denoiser, {}).get("sample_size")
     if type(size) is int and 0 < size <= _LARGEST_SAMPLE:
         defaults = replace(defaults, width=size * factor, height=size * factor)
-    return replace(defaults, **stored_fields(index, "sdengine.defaults", asdict(defaults)))
+    stored = stored_fields(index, "sdengine.defaults", asdict(defaults))
+    defaults = replace(defaults, **stored)
+    return replace(defaults, timesteps=_stored_timesteps(index) or defaults.timesteps)
+
+
+def _stored_timesteps(index: TensorIndex) -> tuple[int, ...] | None:
+    """The timesteps to visit that ``convert`` stored."""
+    key = "sdengine.timesteps"
+    if key not in index.metadata:
+        return None
+    value = index.metadata[key]
+    if not (isinstance(value, list) and value and all(type(item) is int for item in value)):
+        raise WeightsError(
+            f"{index.path}: the metadata {key} is not a list of whole numbers. Convert the model"
+            " again"
+        )
+    return tuple(value)

@@ -8,6 +8,7 @@ encoder, :func:`apply_weights`.
 from sdengine.prompt.chunks import MAX_CHUNKS, Chunks, chunk, equalize
 from sdengine.prompt.dialects import SYNTAXES, parse
 from sdengine.prompt.emphasis import Segment, literal
+from sdengine.prompt.learned import LearnedWords
 from sdengine.prompt.limits import MAX_PROMPT_CHARACTERS, MAX_WEIGHT
 from sdengine.prompt.scheduling import schedule
 from sdengine.prompt.script import Part, Phase, Script, Text, write_script
@@ -29,6 +30,7 @@ __all__ = [
     "RULES",
     "SYNTAXES",
     "Chunks",
+    "LearnedWords",
     "LoraTag",
     "Part",
     "Phase",

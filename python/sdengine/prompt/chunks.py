@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sdengine.errors import ParameterError
 from sdengine.prompt.emphasis import Segment
+from sdengine.prompt.learned import LearnedWords
 
 MAX_CHUNKS: Final = 256
 """19,200 tokens with CLIP's 75 a chunk. Attention reads every chunk at every step."""
@@ -90,6 +91,7 @@ def chunk(
     keep_whole: int = 0,
     max_chunks: int = MAX_CHUNKS,
     truncate: bool = False,
+    learned: LearnedWords | None = None,
 ) -> Chunks:
     """Tokenize segments and lay the tokens into chunks. There is always at least one chunk.
 
@@ -102,6 +104,8 @@ def chunk(
         max_chunks: upper limit.
         truncate: drop what is beyond `max_chunks` instead of raising. With 1 chunk this is what
             diffusers does.
+        learned: words that stand for vectors of their own. One that does not fit into what is left of a chunk
+            moves to the next whole, as in A1111.
 
     Raises:
         ParameterError: the prompt needs more than `max_chunks`, or an argument is out of range.
@@ -117,11 +121,12 @@ def chunk(
     for segment in segments:
         if segment.new_chunk:
             layout.close()
-        tokens = tokenizer.encode(segment.text)
-        if len(tokens) < keep_whole and not layout.fits(len(tokens)):
+        units = _units(tokenizer, segment.text, learned)
+        count = sum(map(len, units))
+        if count < keep_whole and not layout.fits(count):
             layout.close()
-        for token in tokens:
-            layout.add(token, segment.weight)
+        for unit in units:
+            layout.add_whole(unit, segment.weight)
         if len(layout.closed) > max_chunks and not truncate:
             break
     rows = layout.finish()
@@ -131,6 +136,13 @@ def chunk(
         )
     dropped = sum(len(row.tokens) for row in rows[max_chunks:])
     return _assemble(tokenizer, rows[:max_chunks], dropped)
+
+
+def _units(tokenizer: Tokenizer, text: str, learned: LearnedWords | None) -> list[list[int]]:
+    """The tokens of a text, those that stay together in one list."""
+    if learned is None:
+        return [[token] for token in tokenizer.encode(text)]
+    return list(learned.units(text, tokenizer.encode))
 
 
 def equalize(*prompts: Chunks) -> tuple[Chunks, ...]:
@@ -174,6 +186,13 @@ class _Layout:
             self.last_comma = len(self.row.tokens)
         self.row.tokens.append(token)
         self.row.weights.append(weight)
+
+    def add_whole(self, tokens: list[int], weight: float) -> None:
+        """Tokens that are not cut in two; at most as many as a row holds."""
+        if len(tokens) > 1 and not self.fits(len(tokens)):
+            self.close()
+        for token in tokens:
+            self.add(token, weight)
 
     def fits(self, count: int) -> bool:
         """True if so many tokens more go into the row."""

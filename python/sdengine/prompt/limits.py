@@ -12,6 +12,9 @@ MAX_PROMPT_CHARACTERS: Final = 100_000
 MAX_WEIGHT: Final = 1000.0
 """Larger weights (72 nested brackets) drown every other word and end in infinities."""
 
+MAX_SIDES: Final = 100
+"""Sides of one ``AND``: each is an evaluation of the denoiser at every step, and holds a context of its own."""
+
 MAX_NESTING: Final = 100
 """Deepest nesting of the notations that are read again for every level."""
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdengine.errors import ParameterError
+from sdengine.prompt.limits import MAX_SIDES
 from sdengine.prompt.scheduling import schedule
 from sdengine.prompt.tags import LoraTag, extract_loras, split_and
 
@@ -109,6 +110,8 @@ def _sides(prompts: Sequence[Text]) -> list[tuple[list[Text], float]]:
     """The sides of the prompts' ``AND``: for each the pictures' texts, and the weight."""
     split = [[split_and(text) for text in prompt] for prompt in prompts]
     count = max(len(sides) for prompt in split for sides in prompt)
+    if count > MAX_SIDES:
+        raise ParameterError(f"a prompt has {count} sides of AND; at most {MAX_SIDES} are allowed")
     result = []
     for i in range(count):
         texts, weights = [], set()

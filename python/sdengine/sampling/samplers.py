@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from numbers import Integral
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdengine import _core
-from sdengine.errors import ParameterError
+from sdengine.errors import ParameterError, SDEngineError
 from sdengine.sampling.names import resolve_names
 
 Array: TypeAlias = NDArray[np.float32]
@@ -66,26 +67,36 @@ def sample(
         NumericError: the denoiser returned NaN or infinity; the message names the step.
     """
     name, _ = resolve_names(sampler)
-    seeds = [seed] if isinstance(seed, int) else list(seed)
-    if not all(isinstance(s, int) and 0 <= s < 2**64 for s in seeds):
+    listed: Sequence[Any] = seed if isinstance(seed, (list, tuple, np.ndarray)) else [seed]
+    if not all(isinstance(s, Integral) and 0 <= int(s) < 2**64 for s in listed):
         raise ParameterError(f"seeds must be whole numbers from 0 to 2**64 - 1, not {seed!r}")
     if order is not None and (isinstance(order, bool) or not isinstance(order, int)):
         raise ParameterError(f"order must be a whole number, not {order!r}")
-    run = _core.Sampler(
-        name,
-        np.asarray(x, np.float32),
-        np.asarray(sigmas, np.float32),
-        seeds,
-        eta,
-        s_noise,
-        noise,
-        flow=flow,
-        brownian=brownian,
-        order=order,
-        s_churn=s_churn,
-        s_tmin=s_tmin,
-        s_tmax=s_tmax,
-    )
+    if not callable(denoiser) or not (callback is None or callable(callback)):
+        raise ParameterError("the denoiser must be a function, and callback one or None")
+    try:
+        run = _core.Sampler(
+            name,
+            np.asarray(x, np.float32),
+            np.asarray(sigmas, np.float32),
+            [int(s) for s in listed],
+            eta,
+            s_noise,
+            noise,
+            flow=flow,
+            brownian=brownian,
+            order=order,
+            s_churn=s_churn,
+            s_tmin=s_tmin,
+            s_tmax=s_tmax,
+        )
+    except (TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, SDEngineError):
+            raise
+        raise ParameterError(
+            "x and sigmas must be arrays of numbers, noise a name, flow and brownian True or False,"
+            " and the other options numbers"
+        ) from None
     while not run.done:
         run.step(denoiser)
         if callback is not None:

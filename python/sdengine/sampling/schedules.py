@@ -174,6 +174,10 @@ def partial_run(
     elif convention in ("comfyui", "a1111-exact"):
         if strength == 0.0:
             raise ParameterError("strength 0 leaves no step to do; give a larger one")
+        if strength * _MOST_STEPS < steps:
+            raise ParameterError(
+                f"strength {strength!r} asks for more than {_MOST_STEPS} steps; give a larger one"
+            )
         part = most if convention == "a1111-exact" else 1.0 if strength > 0.9999 else strength
         run = PartialRun(int(steps / part), steps)
     else:

@@ -11,9 +11,13 @@ from sdengine.loading.networks import (
     autoencoder_kl,
     autoencoder_tiny,
     clip_text,
+    clip_vision,
+    controlnet,
     decoder_text,
     flux,
+    image_prompt,
     mmdit,
+    t2i_adapter,
     t5_text,
     unet,
 )
@@ -39,6 +43,30 @@ NETWORKS: Mapping[str, Network] = {
     "unet": Network(unet.from_shapes, unet.refine, unet.check, unet.UNTOLD),
     "mmdit": Network(mmdit.from_shapes, mmdit.refine, mmdit.check, mmdit.UNTOLD),
     "flux": Network(flux.from_shapes, flux.refine, flux.check, flux.UNTOLD),
+    "controlnet": Network(
+        controlnet.from_shapes, controlnet.refine, controlnet.check, controlnet.UNTOLD
+    ),
+    "controlnet_union": Network(
+        controlnet.union_from_shapes, controlnet.refine, controlnet.check, controlnet.UNTOLD
+    ),
+    "t2i_adapter": Network(
+        t2i_adapter.from_shapes, t2i_adapter.refine, t2i_adapter.check, t2i_adapter.UNTOLD
+    ),
+    "clip_vision": Network(
+        clip_vision.from_shapes, clip_vision.refine, clip_vision.check, clip_vision.UNTOLD
+    ),
+    "image_projection": Network(
+        image_prompt.projection_from_shapes,
+        image_prompt.refine,
+        image_prompt.check,
+        image_prompt.UNTOLD,
+    ),
+    "image_resampler": Network(
+        image_prompt.resampler_from_shapes,
+        image_prompt.refine,
+        image_prompt.check,
+        image_prompt.UNTOLD,
+    ),
     "clip_text": Network(
         clip_text.from_shapes, clip_text.refine, clip_text.check, clip_text.UNTOLD
     ),

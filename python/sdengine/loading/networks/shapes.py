@@ -29,6 +29,13 @@ class Shapes:
         """Number of axes."""
         return len(self._get(name))
 
+    def size(self, name: str, axis: int) -> int:
+        """Elements along one axis of a tensor that no file folds."""
+        shape = self._get(name)
+        if not -len(shape) <= axis < len(shape):
+            raise WeightsError(f"{name!r} has shape {list(shape)}; expected more axes")
+        return shape[axis]
+
     def length(self, name: str) -> int:
         """Elements of a tensor: the width of a bias or a norm."""
         return math.prod(self._get(name))

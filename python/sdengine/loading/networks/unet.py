@@ -21,6 +21,20 @@ _HEAD_WIDTH = 64  # where a family does not fix the number of heads (SD2, SDXL a
 
 def from_shapes(shapes: Shapes, family: Family) -> dict[str, Any]:
     """The config of the UNet with these parameters."""
+    encoder = encoder_from_shapes(shapes, family)
+    layers = encoder["layers_per_block"]
+    levels = len(layers)
+    return {
+        **encoder,
+        "out_channels": shapes.length("conv_out.bias"),
+        "up_transformer_layers": [
+            _depths(shapes, f"up_blocks.{i}", layers[levels - 1 - i] + 1) for i in range(levels)
+        ],
+    }
+
+
+def encoder_from_shapes(shapes: Shapes, family: Family) -> dict[str, Any]:
+    """The part of the config that describes the way down, which a ControlNet has too."""
     sizes = family.size_conditioning
     levels = shapes.count("down_blocks.")
     widths = [shapes.length(f"down_blocks.{i}.resnets.0.conv2.bias") for i in range(levels)]
@@ -32,7 +46,6 @@ def from_shapes(shapes: Shapes, family: Family) -> dict[str, Any]:
     transformers += [(f"up_blocks.{i}", width) for i, width in enumerate(reversed(widths))]
     return {
         "in_channels": shapes.columns("conv_in.weight", widths[0], _KERNEL),
-        "out_channels": shapes.length("conv_out.bias"),
         "block_out_channels": widths,
         "layers_per_block": layers,
         "down_transformer_layers": [
@@ -40,9 +53,6 @@ def from_shapes(shapes: Shapes, family: Family) -> dict[str, Any]:
         ],
         "mid_block": _mid_block(shapes),
         "mid_transformer_layers": max(_depths(shapes, "mid_block", 1)),
-        "up_transformer_layers": [
-            _depths(shapes, f"up_blocks.{i}", layers[levels - 1 - i] + 1) for i in range(levels)
-        ],
         "attention_heads": [
             family.attention_heads or max(1, width // _HEAD_WIDTH) for width in widths
         ],
@@ -109,7 +119,7 @@ def _input_width(shapes: Shapes, linear: str) -> int:
 UNTOLD = frozenset({"attention_heads", "norm_groups", "norm_eps", "addition_time_embed_dim"})
 """Hyper-parameters that no shape tells."""
 
-_OPTIONS: dict[str, tuple[Any, ...]] = {
+OPTIONS: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),
     "attention_type": ("default",),
     "center_input_sample": (False,),
@@ -138,7 +148,7 @@ _OPTIONS: dict[str, tuple[Any, ...]] = {
 
 def refine(config: dict[str, Any], json: Json) -> dict[str, Any]:
     """The config with what only config.json tells. Raises WeightsError for a contradiction."""
-    check_options(json, _OPTIONS)
+    check_options(json, OPTIONS)
     check_facts(
         json,
         {
@@ -155,7 +165,7 @@ def refine(config: dict[str, Any], json: Json) -> dict[str, Any]:
         check_facts(json, {"projection_class_embeddings_input_dim": config["class_embed_dim"]})
     return {
         **config,
-        "attention_heads": _attention_heads(json, config),
+        "attention_heads": attention_heads(json, config),
         "norm_groups": integer(json, "norm_num_groups", config["norm_groups"]),
         "norm_eps": number(json, "norm_eps", config["norm_eps"]),
         "addition_time_embed_dim": integer(
@@ -173,7 +183,7 @@ def check(config: Mapping[str, Any]) -> None:
     check_between("norm_eps", config["norm_eps"], 0, 1)
 
 
-def _attention_heads(json: Json, config: dict[str, Any]) -> list[int]:
+def attention_heads(json: Json, config: dict[str, Any]) -> list[int]:
     """Heads per level.
 
     diffusers' configs call the number of heads ``attention_head_dim`` unless they also have

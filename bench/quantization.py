@@ -1,0 +1,194 @@
+"""What `sdengine convert` makes of every family: file sizes, and what the denoiser loses.
+
+``python bench/quantization.py`` prints the tables of docs/formats.md. Sizes are computed from the full-size
+inventories of the tests, which have no weights. Errors are those of a small denoiser with random weights: widths of
+whole blocks of 256 values, so that every type is what it says.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for the inventories of the tests
+
+from sdengine import _core
+from sdengine.formats import DTYPES, open_index
+from sdengine.loading import ComponentPlan, detect
+from sdengine.loading.bind import bind
+from sdengine.loading.detection import config_of
+from sdengine.loading.weight_types import DEFAULT_RULES, Choice, choose_type
+from sdengine.stores import make_store
+
+TYPES = ("f16", "q8_0", "q6_k", "q5_0", "q4_k", "q4_0")
+MEMBERS = {
+    "SD 1.4, 1.5": "sd1",
+    "SD 2.x, Turbo": "sd2",
+    "SDXL, Turbo, ...": "sdxl",
+    "SSD-1B": "ssd-1b",
+    "SDXL refiner": "refiner",
+    "Kolors": "kolors",
+}
+"""A member of `tests.unet_inventories` -> the tiny one of `tests.unet_models` that has its structure."""
+WIDER = 4
+"""Times the tiny models' widths: rows of whole blocks of 256 values."""
+ROWS_DO_NOT_FIT = "rows that do not divide into blocks"
+
+Parameter = tuple[str, tuple[int, ...]]
+
+
+# ------------------------------ sizes
+@cache
+def parameters(member: str) -> tuple[Parameter, ...]:
+    """Every parameter of a full-size model: ``<component>.<canonical name>`` and shape."""
+    from tests import unet_inventories
+
+    found = unet_inventories.detected(member, "diffusers")
+    assert found.family is not None
+    return tuple(
+        (f"{name}.{parameter}", shape)
+        for name, located in found.components.items()
+        for parameter, shape in _core.parameters(
+            located.component.kind, found.configs.get(name) or config_of(located, found.family)
+        )
+    )
+
+
+def choices(member: str, weight_type: str) -> Iterator[tuple[Choice, int]]:
+    """How every parameter is stored, and its bytes."""
+    for name, shape in parameters(member):
+        choice = choose_type(name, shape, weight_type)
+        yield choice, DTYPES[choice.dtype].nbytes(int(np.prod(shape, dtype=np.int64)))
+
+
+def size(member: str, weight_type: str) -> int:
+    """Bytes of a converted model's parameters."""
+    return sum(nbytes for _, nbytes in choices(member, weight_type))
+
+
+def kept(member: str, weight_type: str) -> Counter[tuple[str, str]]:
+    """(reason, type) -> bytes of the parameters that do not get the type that was asked for."""
+    found: Counter[tuple[str, str]] = Counter()
+    for choice, nbytes in choices(member, weight_type):
+        if choice.dtype != weight_type:
+            known = any(rule.reason == choice.reason for rule in DEFAULT_RULES)
+            found[choice.reason if known else ROWS_DO_NOT_FIT, choice.dtype] += nbytes
+    return found
+
+
+# ------------------------------ errors
+def small_unet(name: str) -> dict[str, Any]:
+    """The config of a tiny member's UNet, widened."""
+    from tests.unet_models import TINY
+
+    config = dict(TINY[name].unet)
+    config["block_out_channels"] = tuple(WIDER * w for w in config["block_out_channels"])
+    heads = config["attention_head_dim"]  # which are numbers of heads
+    if not isinstance(heads, int):
+        config["attention_head_dim"] = tuple(WIDER * h for h in heads)
+    if config["cross_attention_dim"] < 256:
+        config["cross_attention_dim"] *= WIDER
+    if name == "kolors":
+        config["encoder_hid_dim"] *= 8
+    return config
+
+
+def write_unet(name: str, path: Path) -> Path:
+    """A member's UNet with every parameter random."""
+    import torch
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import save_file
+
+    from tests.models import randomise
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(**small_unet(name))
+    randomise(unet, 0, 0.02)
+    save_file({key: tensor.contiguous() for key, tensor in unet.state_dict().items()}, path)
+    return path
+
+
+def unet_inputs(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Random inputs of a native UNet."""
+    random = np.random.default_rng(0)
+    context = config["encoder_hid_dim"] or config["cross_attention_dim"]
+    inputs = {
+        "latents": random.standard_normal((1, config["in_channels"], 16, 16), np.float32),
+        "timesteps": np.full(1, 500.0, np.float32),
+        "context": random.standard_normal((1, 77, context), np.float32),
+    }
+    if config["class_embed_dim"]:
+        inputs["class_embedding"] = random.standard_normal(
+            (1, config["class_embed_dim"]), np.float32
+        )
+    return inputs
+
+
+def errors(name: str, folder: Path, types: Sequence[str] = TYPES[1:]) -> dict[str, float]:
+    """Type -> relative L2 difference of the denoiser's output from that in f16."""
+    index = open_index(write_unet(name, folder / f"{name}.safetensors"))
+    found = detect(index)
+    assert found.family is not None
+    located, config = found.components["unet"], found.configs["unet"]
+    bindings, _ = bind(located, _core.parameters("unet", config))
+    plan = ComponentPlan("unet", "unet", config, bindings, index.path, located.table.name)
+    device, inputs = _core.Device.cpu(), unet_inputs(config)
+
+    def output(weight_type: str) -> np.ndarray:
+        network = _core.Network("unet", config, make_store(plan, weight_type), device)
+        return network.run(inputs, {})["prediction"]
+
+    plain = output("f16")
+    return {t: float(np.linalg.norm(output(t) - plain) / np.linalg.norm(plain)) for t in TYPES[1:]}
+
+
+# ------------------------------ tables
+def table(rows: list[list[str]]) -> str:
+    """Rows as a table of Markdown; the first are the headings."""
+    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def size_rows() -> list[list[str]]:
+    """Sizes in 10^6 bytes."""
+    return [["parameters, 10⁶ bytes", *TYPES]] + [
+        [member, *(f"{size(member, t) / 1e6:.0f}" for t in TYPES)] for member in MEMBERS
+    ]
+
+
+def error_rows() -> list[list[str]]:
+    """Errors of the small denoisers."""
+    rows = [["denoiser's error", *TYPES[1:]]]
+    with tempfile.TemporaryDirectory() as folder:
+        for member, name in MEMBERS.items():
+            found = errors(name, Path(folder))
+            rows.append([member, *(f"{found[t]:.1e}" for t in TYPES[1:])])
+    return rows
+
+
+def kept_rows(weight_type: str = "q4_0") -> list[list[str]]:
+    """What is not `weight_type` in a file of it, in 10^6 bytes, by reason."""
+    found = {member: kept(member, weight_type) for member in MEMBERS}
+    reasons = list(dict.fromkeys(reason for counter in found.values() for reason in counter))
+    rows = [[f"in a file of {weight_type}, 10⁶ bytes", "type", *MEMBERS]]
+    for reason in reasons:
+        sizes = [
+            f"{counter[reason] / 1e6:.1f}" if counter[reason] else "" for counter in found.values()
+        ]
+        rows.append([reason[0], reason[1], *sizes])
+    rows.append(["everything else", weight_type])
+    for member, counter in found.items():
+        rows[-1].append(f"{(size(member, weight_type) - sum(counter.values())) / 1e6:.1f}")
+    return rows
+
+
+if __name__ == "__main__":
+    for rows in (size_rows(), error_rows(), kept_rows()):
+        print(table(rows), end="\n\n")

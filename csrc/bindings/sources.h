@@ -1,0 +1,25 @@
+// Where a tensor lies in a file, from Python's values.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+
+#include "weights/store.h"
+
+namespace sde::bindings {
+
+inline TensorSource make_source(const std::string& dtype, std::vector<int64_t> shape,
+                                const std::filesystem::path& path, uint64_t offset, uint64_t nbytes,
+                                std::optional<std::vector<int64_t>> strides, bool transpose) {
+    TensorSource source;
+    source.path = path.string();
+    source.offset = offset;
+    source.nbytes = nbytes;
+    source.dtype = DType::parse(dtype);
+    source.shape = Shape(std::move(shape));
+    source.strides = strides.value_or(std::vector<int64_t>{});
+    source.transpose = transpose;
+    return source;
+}
+
+}  // namespace sde::bindings

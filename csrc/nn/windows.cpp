@@ -1,0 +1,148 @@
+#include "nn/windows.h"
+
+#include <cstring>
+#include <limits>
+
+#include "nn/check.h"
+#include "nn/custom.h"
+
+namespace sde::nn {
+namespace {
+
+// A picture of tokens and the windows it is parted into.
+struct Parting {
+    int64_t batch, height, width, channels, window, shift;
+
+    int64_t down() const { return height / window; }
+    int64_t across() const { return width / window; }
+    int64_t windows() const { return batch * down() * across(); }
+};
+
+struct PartingSpec {
+    Parting parting;
+    bool together;  // true: from windows back to a picture
+};
+
+// Copies the tokens of each row of each window from, or to, their places in the picture.
+void run_parting(PartingSpec spec, const ggml_tensor* dst, kernels::Team& team) {
+    const Parting& p = spec.parting;
+    const float* in = source(dst, 0);
+    auto* out = static_cast<float*>(dst->data);
+    const auto bytes = static_cast<size_t>(p.channels) * sizeof(float);
+    const int64_t rows = p.windows() * p.window;
+    const int64_t end = rows * (team.rank() + 1) / team.size();
+    for (int64_t row = rows * team.rank() / team.size(); row < end; ++row) {
+        const int64_t window = row / p.window, picture = window / (p.down() * p.across());
+        const int64_t top = window / p.across() % p.down() * p.window + row % p.window;
+        const int64_t left = window % p.across() * p.window;
+        const int64_t y = (top + p.shift) % p.height;
+        for (int64_t i = 0; i < p.window; ++i) {
+            const int64_t x = (left + i + p.shift) % p.width;
+            const int64_t at = ((picture * p.height + y) * p.width + x) * p.channels;
+            const int64_t parted = (row * p.window + i) * p.channels;
+            if (spec.together)
+                std::memcpy(out + at, in + parted, bytes);
+            else
+                std::memcpy(out + parted, in + at, bytes);
+        }
+    }
+}
+
+Tensor parted(const Tensor& x, const Parting& parting, bool together) {
+    const Shape shape =
+        together ? Shape{parting.batch, parting.height * parting.width, parting.channels}
+                 : Shape{parting.windows(), parting.window * parting.window, parting.channels};
+    Sources sources;
+    sources.add(x);
+    return {x.graph(),
+            custom(x.graph(), {shape[2], shape[1], shape[0]}, sources,
+                   PartingSpec{parting, together}, run_parting),
+            shape};
+}
+
+// Windows differ in what they may see only by whether they lie at the lower and at the right edge:
+// bit 1 is the lower edge, bit 0 the right one.
+constexpr int64_t kPlaces = 4;
+
+std::vector<int32_t> places(const Parting& p) {
+    std::vector<int32_t> found;
+    for (int64_t i = 0; i < p.windows(); ++i) {
+        const bool low = i / p.across() % p.down() == p.down() - 1;
+        const bool right = i % p.across() == p.across() - 1;
+        found.push_back(p.shift ? 2 * low + right : 0);
+    }
+    return found;
+}
+
+struct BiasSpec {
+    int64_t heads, window, shift, places;
+};
+
+// Whether two points of a window at an edge come from the same side of the picture.
+bool same_side(int64_t a, int64_t b, const BiasSpec& spec) {
+    const int64_t kept = spec.window - spec.shift;
+    return (a < kept) == (b < kept);
+}
+
+void run_bias(BiasSpec spec, const ggml_tensor* dst, kernels::Team& team) {
+    constexpr float kHidden = -std::numeric_limits<float>::infinity();
+    const float* table = source(dst, 0);
+    auto* out = static_cast<float*>(dst->data);
+    const int64_t w = spec.window, tokens = w * w, rows = spec.places * spec.heads * tokens;
+    const int64_t end = rows * (team.rank() + 1) / team.size();
+    for (int64_t row = rows * team.rank() / team.size(); row < end; ++row) {
+        const int64_t place = row / tokens / spec.heads, head = row / tokens % spec.heads;
+        const int64_t query_y = row % tokens / w, query_x = row % w;
+        for (int64_t key = 0; key < tokens; ++key) {
+            const int64_t y = key / w, x = key % w;
+            const bool seen = (!(place & 2) || same_side(query_y, y, spec)) &&
+                              (!(place & 1) || same_side(query_x, x, spec));
+            const int64_t entry = (query_y - y + w - 1) * (2 * w - 1) + query_x - x + w - 1;
+            out[row * tokens + key] = seen ? table[entry * spec.heads + head] : kHidden;
+        }
+    }
+}
+
+}  // namespace
+
+WindowAttention::WindowAttention(const Scope& scope, int64_t width, int64_t heads, int64_t window)
+    : width_(width),
+      heads_(heads),
+      window_(window),
+      qkv_(scope / "qkv", width, 3 * width),
+      proj_(scope / "proj", width, width),
+      table_(scope.matrix("relative_position_bias_table",
+                          Shape{(2 * window - 1) * (2 * window - 1), heads})) {
+    if (window < 1 || heads < 1 || width % heads != 0)
+        throw Error(ErrorKind::Parameter,
+                    "windows of " + std::to_string(window) + " points cannot be attended to by " +
+                        std::to_string(heads) + " heads of " + std::to_string(width) + " channels");
+}
+
+Tensor WindowAttention::bias(Graph& graph, int64_t shift) const {
+    const BiasSpec spec{heads_, window_, shift, shift ? kPlaces : 1};
+    const int64_t tokens = window_ * window_;
+    const Shape shape{spec.places * heads_, tokens, tokens};
+    Sources sources;
+    sources.add(ggml_cast(graph.context(), table_, GGML_TYPE_F32));
+    return {graph, custom(graph, {tokens, tokens, shape[0]}, sources, spec, run_bias), shape};
+}
+
+Tensor WindowAttention::operator()(const Tensor& x, int64_t height, int64_t width,
+                                   int64_t shift) const {
+    expect(x.rank() == 3 && x.size(1) == height * width && x.size(2) == width_ &&
+               height % window_ == 0 && width % window_ == 0,
+           "windows of " + std::to_string(window_) + " take the tokens of a picture of " +
+               std::to_string(height) + " x " + std::to_string(width),
+           x);
+    expect(shift >= 0 && shift < window_, "windows are shifted by less than their size", x);
+    const Parting parting{x.size(0), height, width, width_, window_, shift};
+    const Tensor qkv = qkv_(parted(x, parting, false));
+    const Tensor attended =
+        attention(slice_last(qkv, 0, width_), slice_last(qkv, width_, width_),
+                  slice_last(qkv, 2 * width_, width_),
+                  {.heads = heads_, .mask = bias(x.graph(), shift), .mask_index = places(parting)});
+    return parted(proj_(attended), parting, true);
+}
+
+}  // namespace sde::nn

@@ -1,0 +1,17 @@
+"""A model's text encoders with their tokenizers: texts in, what the denoiser reads out."""
+
+from sdengine.text_encoders.base import MAX_BATCH, EncodedText, Encoder, Text
+from sdengine.text_encoders.clip import ClipEncoder
+from sdengine.text_encoders.language import AbsentEncoder, LanguageModelEncoder
+from sdengine.text_encoders.together import TextEncoders
+
+__all__ = [
+    "MAX_BATCH",
+    "AbsentEncoder",
+    "ClipEncoder",
+    "EncodedText",
+    "Encoder",
+    "LanguageModelEncoder",
+    "Text",
+    "TextEncoders",
+]

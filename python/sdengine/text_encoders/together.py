@@ -1,0 +1,136 @@
+"""All text encoders of a model together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sdengine import _core
+from sdengine.embeddings import ANY_ENCODER, Embedding
+from sdengine.errors import ParameterError, WeightsError
+from sdengine.text_encoders.base import Array, EncodedText, Encoder, Text
+from sdengine.text_encoders.clip import ClipEncoder
+
+
+class TextEncoders:
+    """All text encoders of a model."""
+
+    def __init__(self, encoders: Sequence[Encoder[Any]], width: int) -> None:
+        self.encoders = tuple(encoders)
+        self.width = width
+        """Of the context that the denoiser reads."""
+
+    @property
+    def graphs_built(self) -> dict[str, int]:
+        """Graphs built so far, by component."""
+        return {e.use.component: e.network.graphs_built for e in self.encoders if e.network}
+
+    @property
+    def _clip(self) -> list[ClipEncoder]:
+        """The encoders that can learn words."""
+        return [encoder for encoder in self.encoders if isinstance(encoder, ClipEncoder)]
+
+    def add_embedding(self, embedding: Embedding) -> None:
+        """Let prompts use a learned word.
+
+        Raises:
+            WeightsError: its vectors fit no encoder; the message names the widths that do.
+            ParameterError: as :meth:`ClipEncoder.learn`.
+        """
+        for encoder, vectors in zip(self._clip, self._placed(embedding), strict=True):
+            encoder.learn(embedding.name, vectors)
+
+    def _placed(self, embedding: Embedding) -> list[Array | None]:
+        """The vectors for each encoder; None for those that the embedding has none for."""
+        parts = embedding.parts
+        placed: list[Array | None] = []
+        for encoder in self._clip:
+            vectors = parts.get(encoder.use.component, parts.get(ANY_ENCODER))
+            fits = vectors is not None and vectors.shape[1] == encoder.width
+            if vectors is not None and not fits and ANY_ENCODER not in parts:
+                raise self._wrong_width(embedding)
+            # One part without a name belongs to one encoder, also where several are as wide.
+            taken = ANY_ENCODER in parts and any(each is not None for each in placed)
+            placed.append(vectors if fits and not taken else None)
+        if all(vectors is None for vectors in placed):
+            raise self._wrong_width(embedding)
+        return placed
+
+    def _wrong_width(self, embedding: Embedding) -> WeightsError:
+        found = ", ".join(str(vectors.shape[1]) for vectors in embedding.parts.values())
+        wanted = ", ".join(f"{e.width} ({e.use.component})" for e in self._clip)
+        return WeightsError(
+            f"{embedding.path}: the embedding's vectors are {found} wide; this model's text encoders"
+            f" read {wanted}. It was made for another family of models"
+        )
+
+    def pair(self, first: Sequence[str], second: Sequence[str] | None, count: int) -> list[Text]:
+        """What the encoders read for `count` pictures: the first one `first`, the others `second`.
+
+        Raises:
+            ParameterError: there are several texts, and not `count` of them; or `second` is given
+                and there is one encoder only.
+        """
+        if second is not None and len(self.encoders) == 1:
+            raise ParameterError("this model has one text encoder: leave prompt_2 out")
+        columns = [first, *([second or first] * (len(self.encoders) - 1))]
+        for column in columns:
+            if len(column) not in (1, count):
+                raise ParameterError(f"{len(column)} texts do not fit {count} prompts")
+        full = [list(c) * count if len(c) == 1 else list(c) for c in columns]
+        return list(zip(*full, strict=True))
+
+    def encode(
+        self,
+        texts: Sequence[Text],
+        *,
+        clip_skip: int | None = None,
+        weighting: str = "a1111",
+        cancel: _core.CancelToken | None = None,
+    ) -> dict[Text, EncodedText]:
+        """Encode texts, each once; the empty tuple is zeros.
+
+        All of them get the same number of chunks, so that they can be evaluated in one batch.
+
+        Args:
+            texts: each with one entry per encoder; one at least. An empty tuple means no text.
+            clip_skip: 1 takes the encoders' last layer, 2 the one before (the counting of A1111 and
+                ComfyUI); None what the model was trained with.
+            weighting: a rule of :data:`sdengine.prompt.RULES`.
+            cancel: stops the run.
+
+        Raises:
+            ParameterError: a text is too long, or an argument is out of range.
+        """
+        unique = list(dict.fromkeys(text for text in texts if text))
+        columns = [
+            [encoder.read(text[i], weighting) for text in unique]
+            for i, encoder in enumerate(self.encoders)
+        ]
+        count = max(reading.length for column in columns for reading in column)
+        parts = [
+            encoder.encode([r.padded(count) for r in column], clip_skip, weighting, cancel)
+            for encoder, column in zip(self.encoders, columns, strict=True)
+        ]
+        for encoder in self.encoders:  # not read again until the next texts, unlike the denoiser's
+            if encoder.network:
+                encoder.network.release_weights()
+        encoded = {text: self._joined(all_of) for text, *all_of in zip(unique, *parts, strict=True)}
+        any_text = encoded[unique[0]]
+        pooled = None if any_text.pooled is None else np.zeros_like(any_text.pooled)
+        return {**encoded, (): EncodedText(np.zeros_like(any_text.context), pooled)}
+
+    def _joined(self, parts: Sequence[EncodedText]) -> EncodedText:
+        """The contexts as the family lays them out, and the pooled vectors behind each other."""
+        segments: dict[int, list[Array]] = {}
+        for encoder, part in zip(self.encoders, parts, strict=True):
+            if encoder.use.context:
+                segments.setdefault(encoder.use.segment, []).append(part.context)
+        rows = [np.concatenate(segments[number], axis=1) for number in sorted(segments)]
+        filled = [np.pad(row, ((0, 0), (0, max(0, self.width - row.shape[1])))) for row in rows]
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return EncodedText(
+            np.concatenate(filled, axis=0), np.concatenate(pooled) if pooled else None
+        )

@@ -1,0 +1,48 @@
+"""The table of converted files in docs/formats.md is what bench/quantization.py computes."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "quantization", ROOT / "bench" / "quantization.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    before = list(sys.path)
+    spec.loader.exec_module(module)
+    sys.path[:] = before
+    return module
+
+
+def test_documented_sizes(script: ModuleType) -> None:
+    documented = (ROOT / "docs" / "formats.md").read_text("utf-8")
+    assert script.table(script.size_rows()) in documented
+    assert script.table(script.kept_rows()) in documented
+
+
+def test_every_byte_has_a_reason_or_the_type_of_the_file(script: ModuleType) -> None:
+    member = "SD 1.4, 1.5"
+    larger = script.kept(member, "q4_k")
+    # Rows of 320 and 640 values take the next type for blocks of 32.
+    assert larger[script.ROWS_DO_NOT_FIT, "q5_0"] > 0
+    assert sum(larger.values()) < script.size(member, "q4_k") < script.size(member, "q8_0")
+
+
+def test_errors_grow_as_types_shrink(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "WIDER", 1)
+    found = script.errors("sd1", tmp_path, ("q8_0", "q4_0"))
+    assert 1e-3 < found["q8_0"] < found["q4_0"] < 0.2
