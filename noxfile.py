@@ -45,8 +45,8 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Everything under tests/, against the reference implementations."""
     session.install(".[test]")
-    # Only its samplers are compared with; what it depends on (torchvision, ...) is not needed for that.
-    session.install("--no-deps", "k-diffusion==0.1.1.post1")
+    # Only samplers and upscalers are compared with; what these depend on (torchvision, ...) is not needed for that.
+    session.install("--no-deps", "k-diffusion==0.1.1.post1", "spandrel==0.4.2", "einops==0.8.2")
     # Reference networks here are tiny; one thread each keeps their results and the run time steady, and leaves the
     # other cores to pytest-xdist's processes.
     env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "HF_HUB_OFFLINE": "1"}

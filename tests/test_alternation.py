@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import psutil
 import pytest
 
 import sdengine
@@ -24,7 +25,6 @@ def test_prompts_that_alternate_hold_their_texts_once(pipe: sdengine.Pipeline) -
 
 
 def test_a_long_alternating_prompt_stays_small(pipe: sdengine.Pipeline) -> None:
-    psutil = pytest.importorskip("psutil")
     before = psutil.Process().memory_info().rss
     run = pipe.start("[x|b] " + "a " * 10000, **{**SHORT, "steps": 200})
     assert psutil.Process().memory_info().rss - before < 1 << 30

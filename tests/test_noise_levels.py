@@ -89,7 +89,7 @@ def test_models_over_betas_equal_their_scheduler(spacing: str, karras: bool) -> 
     assert settings.schedule is not None
     found = make_schedule(settings, settings.schedule, 12, levels)
     expected = scheduler.sigmas.numpy()
-    assert (np.abs(found.sigmas - expected) <= 2e-6 * expected).all()
+    assert (np.abs(found.sigmas - expected) <= 1e-6 * expected).all()
 
 
 def test_zero_terminal_snr() -> None:
@@ -107,7 +107,7 @@ def test_edm_models_equal_their_scheduler(kind: str) -> None:
     levels = noise_levels(settings, 1)
     found = make_schedule(settings, "karras", 9, levels)
     expected = scheduler.sigmas.numpy()
-    assert (np.abs(found.sigmas - expected) <= 2e-6 * expected).all()
+    assert (np.abs(found.sigmas - expected) <= 1e-6 * expected).all()
     assert np.abs(found.timesteps - scheduler.timesteps.numpy()).max() <= 1e-6
     x, output = torch.randn((2, 3, 4), generator=torch.Generator().manual_seed(1))
     denoised = make_prediction(settings).denoise(x.numpy(), output.numpy(), 2.0)

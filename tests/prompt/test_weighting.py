@@ -16,7 +16,6 @@ from sdengine.prompt import (
     blend,
     downweighted,
     interpolate_from_empty,
-    join_encoders,
     multiply_and_restore_mean,
 )
 
@@ -135,19 +134,3 @@ def test_blend_refuses_what_has_no_mean() -> None:
             blend(embeddings, shares)
     with pytest.raises(ParameterError, match="65 parts"):
         downweighted([Segment(str(n), 0.5) for n in range(65)])
-
-
-def test_two_encoders_are_weighted_apart_and_joined() -> None:
-    embeddings, weights, empty = inputs(1)
-    wide = np.concatenate([embeddings, 2 * embeddings], axis=1)
-    found = join_encoders(
-        "comfyui", [(embeddings, weights, empty), (wide, weights, np.tile(empty, 2))]
-    )
-    np.testing.assert_array_equal(
-        found[:, :WIDTH], interpolate_from_empty(embeddings, weights, empty)
-    )
-    np.testing.assert_array_equal(
-        found[:, WIDTH:], interpolate_from_empty(wide, weights, np.tile(empty, 2))
-    )
-    with pytest.raises(ParameterError, match="equalize"):
-        join_encoders("a1111", [(embeddings, weights, None), (wide[:TOKENS], weights[:1], None)])

@@ -73,7 +73,7 @@ def test_tables_of_other_models(
     assert np.array_equal(np.array(list(found)), np.sqrt((1 - kept) / kept))
     # 1 - abar in float32, of 1e-4 at the least.
     assert found.sigma_min == pytest.approx(low, rel=3e-4)
-    assert found.sigma_max == pytest.approx(high, rel=2e-6)
+    assert found.sigma_max == pytest.approx(high, rel=1e-6)
 
 
 @pytest.mark.parametrize("count", [1000, 1100])
@@ -127,10 +127,10 @@ def test_karras_and_exponential_equal_k_diffusion(k_diffusion: ModuleType, steps
     close(
         sigmas("karras", steps),
         k_diffusion.get_sigmas_karras(steps, low, high, device="cpu").numpy(),
-        2e-6,
+        1e-6,
     )
     expected = k_diffusion.get_sigmas_exponential(steps, low, high, device="cpu").numpy()
-    close(sigmas("exponential", steps), expected, 2e-6)
+    close(sigmas("exponential", steps), expected, 1e-6)
 
 
 @pytest.mark.parametrize("steps", [*STEPS[:-1], 37])
@@ -140,8 +140,8 @@ def test_timestep_schedules_equal_their_closed_forms(steps: int) -> None:
     def at(timesteps: np.ndarray) -> np.ndarray:
         return np.append(np.exp(np.interp(timesteps, np.arange(1000), table)), 0)
 
-    close(sigmas("discrete", steps), at(np.linspace(999, 0, steps)), 2e-6)
-    close(sigmas("sgm_uniform", steps), at(np.linspace(999, 0, steps + 1)[:-1]), 2e-6)
+    close(sigmas("discrete", steps), at(np.linspace(999, 0, steps)), 1e-6)
+    close(sigmas("sgm_uniform", steps), at(np.linspace(999, 0, steps + 1)[:-1]), 1e-6)
     indices = [999 - int(i * (1000 / steps)) for i in range(steps)]
     close(sigmas("simple", steps), np.append(np.exp(table[indices]), 0))
 
@@ -173,7 +173,7 @@ def test_polyexponential_equals_k_diffusion(
     expected = k_diffusion.get_sigmas_polyexponential(
         steps, table.sigma_min, table.sigma_max, rho=1.0 if rho is None else rho
     )
-    close(sigmas("polyexponential", steps, rho=rho), expected.numpy(), 2e-6)
+    close(sigmas("polyexponential", steps, rho=rho), expected.numpy(), 1e-6)
 
 
 def table_at(timesteps: Iterable[float]) -> np.ndarray:
@@ -223,9 +223,9 @@ def linear_quadratic(steps: int) -> np.ndarray:
 def test_sigma_schedules_equal_their_closed_forms(steps: int) -> None:
     low, high = levels().sigma_min, levels().sigma_max
     expected = np.tan(np.linspace(np.arctan(high), np.arctan(low), steps))
-    close(sigmas("kl_optimal", steps), np.append(expected, 0), 2e-6)
+    close(sigmas("kl_optimal", steps), np.append(expected, 0), 1e-6)
 
-    close(sigmas("linear_quadratic", steps), np.append(linear_quadratic(steps) * high, 0), 2e-6)
+    close(sigmas("linear_quadratic", steps), np.append(linear_quadratic(steps) * high, 0), 1e-6)
 
 
 @pytest.mark.parametrize("steps", STEPS[:-1])
@@ -254,7 +254,7 @@ def test_ends_that_are_not_the_model_s(k_diffusion: ModuleType, steps: int) -> N
         return
     found = sigmas("karras", steps, sigma_min=0.1, sigma_max=10.0, rho=5.0)
     expected = k_diffusion.get_sigmas_karras(steps, 0.1, 10.0, 5.0).numpy()
-    close(found, expected, 2e-6)
+    close(found, expected, 1e-6)
     found = sigmas("beta_sigmas", steps, sigma_min=0.1, sigma_max=10.0)
     u = 1 - np.linspace(0, 1, steps)
     close(found, np.append(0.1 + scipy.stats.beta.ppf(u, 0.6, 0.6) * 9.9, 0))
@@ -303,7 +303,7 @@ def test_published_tables() -> None:
         base[-1] = 0.0291671582 if name == "ays" else 0.02916753
         at = np.linspace(0, len(base) - 1, steps + 1)[:-1]
         expected_sigmas = np.exp(np.interp(at, np.arange(len(base)), np.log(base)))
-        close(sigmas(name, steps), np.append(expected_sigmas, 0), 2e-6)
+        close(sigmas(name, steps), np.append(expected_sigmas, 0), 1e-6)
 
 
 # Sums of all figures of the 19 rows that each coefficient has in nodes_gits.py.
@@ -329,7 +329,7 @@ def test_every_coefficient_of_gits() -> None:
     base = np.append(sigmas("gits", 20, coefficient=0.9)[:-1].astype(float), 0.02916753)
     at = np.linspace(0, 20, 51)[:-1]
     expected_sigmas = np.exp(np.interp(at, np.arange(21), np.log(base)))
-    close(sigmas("gits", 50, coefficient=0.9), np.append(expected_sigmas, 0), 2e-6)
+    close(sigmas("gits", 50, coefficient=0.9), np.append(expected_sigmas, 0), 1e-6)
     for coefficient in (0.75, 1.55, 1.22, float("nan")):
         with pytest.raises(sdengine.ParameterError, match="0.80 to 1.50 by 0.05"):
             sigmas("gits", 4, coefficient=coefficient)

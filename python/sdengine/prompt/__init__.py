@@ -19,7 +19,6 @@ from sdengine.prompt.weighting import (
     blend,
     downweighted,
     interpolate_from_empty,
-    join_encoders,
     multiply_and_restore_mean,
 )
 
@@ -45,7 +44,6 @@ __all__ = [
     "equalize",
     "extract_loras",
     "interpolate_from_empty",
-    "join_encoders",
     "literal",
     "multiply_and_restore_mean",
     "parse",

@@ -133,24 +133,3 @@ def blend(embeddings: Sequence[Array], shares: Sequence[float]) -> Array:
         return embeddings[0]
     weights = np.asarray(shares, np.float64) / total
     return np.asarray(np.tensordot(weights, np.stack(embeddings), axes=1), np.float32)
-
-
-def join_encoders(rule: str, encoders: Sequence[tuple[Array, Array, Array | None]]) -> Array:
-    """The context of several text encoders (SDXL): each is weighted by itself, then they are joined along the width.
-
-    The pooled text is not weighted, by any of these programs.
-
-    Args:
-        rule: one of :data:`RULES`.
-        encoders: for each, in order, (embeddings, weights, empty) as in :func:`apply_weights`.
-
-    Returns:
-        float32 ``[n * 77, sum of widths]``.
-    """
-    weighted = [apply_weights(rule, *encoder) for encoder in encoders]
-    lengths = {len(context) for context in weighted}
-    if len(lengths) != 1:
-        raise ParameterError(
-            f"the encoders have {sorted(lengths)} tokens; make their chunks equally many (prompt.equalize)"
-        )
-    return np.concatenate(weighted, axis=1)
