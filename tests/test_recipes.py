@@ -48,6 +48,7 @@ NAMES = [
     ("sdxl", "playground-v2.5-1024px-aesthetic.fp16.safetensors", "playground-2.5", 50),
     ("kolors", "Kolors.safetensors", "kolors", 50),
     ("flux", "flux1-schnell-Q4_0.gguf", "schnell", 4),
+    ("flux_schnell", "flux1-schnell-Q4_0.gguf", "schnell", 4),
     ("flux", "flux1-dev.safetensors", "flux-dev", 20),
     ("flux", "FLUX.1-Turbo-Alpha", "flux-turbo", 8),
     ("sd3", "sd3.5_large_turbo-Q8_0.gguf", "sd3.5-turbo", 4),
@@ -176,7 +177,7 @@ def test_high_guidance_on_distilled_models(name: str) -> None:
     (text,) = judged(recipe, guidance=7.5)
     assert "guidance 7.5" in text
     assert f"use {recipe.guidance:g}" in text
-    assert len(judged(find_recipe("flux", "schnell"), guidance=7.5)) == 1
+    assert len(judged(find_recipe("flux_schnell", "schnell"), guidance=7.5)) == 1
 
 
 def test_other_combinations_that_fail() -> None:

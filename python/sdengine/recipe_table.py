@@ -310,7 +310,7 @@ RECIPES: tuple[Recipe, ...] = (
         shift=3.0,
     ),
     Recipe(
-        *("schnell", "FLUX.1 schnell", ("flux",), ("schnell",)),
+        *("schnell", "FLUX.1 schnell", ("flux", "flux_schnell"), ("schnell",)),
         *(4, 1.0, "euler", "black-forest-labs/flux sampling.py: 1 to 4 steps, no shift"),
         width=1024,
         height=1024,
