@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import shapes
+import shapes_dit
+import synthetic_gguf
 from numpy.typing import NDArray
 
 PLAIN = "f16"
@@ -23,6 +25,8 @@ _POOL = 1 << 20
 _HEADER_ALIGNMENT = 64
 MODELS = {"sd15": shapes.FULL, "sdxl": shapes.SDXL}
 """Stable Diffusion 1.5 (2.1 GB in f16) and XL (6.9 GB)."""
+TRANSFORMERS = {"flux-dev": shapes_dit.FLUX_DEV, "sd35-medium": shapes_dit.SD35_MEDIUM}
+"""FLUX.1 dev (9.8 GB in q4_0 with its T5) and Stable Diffusion 3.5 Medium (5.1 GB); quantized types only."""
 
 
 def cache_folder() -> Path:
@@ -40,11 +44,13 @@ def model(weight_type: str = PLAIN, folder: Path | None = None, name: str = "sd1
     ``sdengine.convert`` makes of it. Both are written piece by piece: memory holds a few tensors.
 
     Args:
-        weight_type: f16, or any type that ``sdengine.convert`` writes.
+        weight_type: f16, or any type that ``sdengine.convert`` writes; q4_0 or q8_0 of transformers.
         folder: where to keep it; None takes :func:`cache_folder`.
-        name: a key of :data:`MODELS`.
+        name: a key of :data:`MODELS` or :data:`TRANSFORMERS`.
     """
     folder = folder or cache_folder()
+    if name in TRANSFORMERS:
+        return _transformer(name, weight_type, folder / name)
     plain, converted = folder / f"{name}-f16.safetensors", folder / f"{name}-{weight_type}.gguf"
     if weight_type != PLAIN and converted.is_file():
         return converted
@@ -57,6 +63,16 @@ def model(weight_type: str = PLAIN, folder: Path | None = None, name: str = "sd1
 
     sdengine.convert(plain, converted, weight_type)
     return converted
+
+
+def _transformer(name: str, weight_type: str, folder: Path) -> Path:
+    path, whole = folder / f"{name}-{weight_type}.gguf", TRANSFORMERS[name]
+    if not path.is_file():
+        write_tokenizer(folder / "tokenizer")
+        t5_reader = "tokenizer_2" if isinstance(whole.denoiser, shapes_dit.Flux) else "tokenizer_3"
+        synthetic_gguf.write_t5_tokenizer(folder / t5_reader, whole.t5.vocabulary)
+        synthetic_gguf.write_gguf(path, list(shapes_dit.checkpoint(whole)), weight_type)
+    return path
 
 
 def write_checkpoint(path: Path, size: shapes.Size = shapes.FULL, seed: int = 0) -> None:
@@ -129,7 +145,7 @@ def _byte_characters() -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write a synthetic full-size model.")
-    parser.add_argument("--model", default="sd15", choices=MODELS)
+    parser.add_argument("--model", default="sd15", choices=[*MODELS, *TRANSFORMERS])
     parser.add_argument("--weight-type", default=PLAIN, help="f16, q8_0, q4_0, ... (f16)")
     parser.add_argument("--folder", type=Path, help="where to write it")
     arguments = parser.parse_args()

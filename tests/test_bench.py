@@ -22,7 +22,16 @@ BENCH = Path(__file__).resolve().parent.parent / "bench"
 def bench(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     """The modules of bench/, which are scripts beside each other and no package."""
     monkeypatch.syspath_prepend(str(BENCH))
-    names = ("shapes", "measuring", "synthetic", "step", "picture", "compare")
+    names = (
+        "shapes",
+        "shapes_dit",
+        "measuring",
+        "synthetic_gguf",
+        "synthetic",
+        "step",
+        "picture",
+        "compare",
+    )
     modules = {name: __import__(name) for name in names}
     for name in names:
         monkeypatch.delitem(sys.modules, name)
@@ -99,7 +108,56 @@ def test_a_picture_of_two_text_encoders(bench: dict[str, ModuleType], tmp_path: 
     line = bench["picture"].row(
         {**report, "model": "sdxl", "weight_type": "f16", "size": 64, "guidance": 5.0}
     )
-    assert len(line.split()) == 12
+    assert len(line.split()) == 13
+    assert report["peak_memory"] > report["unmapped_peak"] >= report["unmapped_steps"] > 0
+
+
+def test_full_size_transformers(bench: dict[str, ModuleType]) -> None:
+    dit = bench["shapes_dit"]
+    counts = {
+        name: sum(math.prod(shape) for _, shape in parameters)
+        for name, parameters in {
+            "flux": dit.flux(dit.Flux()),
+            "mmdit": dit.mmdit(dit.MMDiT()),
+            "t5": dit.t5(dit.T5()),
+        }.items()
+    }
+    # Of diffusers' and transformers' classes with the published configurations, and SD3.5's table of positions.
+    assert counts == {"flux": 11901408320, "mmdit": 2243171520 + 384 * 384 * 1536, "t5": 4762310656}
+
+
+@pytest.mark.parametrize("weight_type", ["q4_0", "q8_0"])
+@pytest.mark.parametrize("kind", ["flux", "mmdit"])
+def test_a_picture_of_a_transformer(
+    bench: dict[str, ModuleType], tmp_path: Path, kind: str, weight_type: str
+) -> None:
+    dit, path = bench["shapes_dit"], tmp_path / "model.gguf"
+    denoiser = (
+        dit.Flux(256, 128, 1, 2, 64)
+        if kind == "flux"
+        else dit.MMDiT(128, 64, 2, 1, 192 * 192, 2048)
+    )
+    whole = dit.Whole(
+        denoiser,
+        dit.T5(denoiser.context_width, 64, 2, 32, 2, 200),
+        bench["shapes"].Size(
+            vae_channels=(32, 32, 32, 32),
+            vae_blocks=1,
+            text_width=768,  # the pooled texts tell families apart
+            text_layers=2,
+            second_text_width=1280,
+            second_text_layers=2,
+            vocabulary=600,
+            latent_channels=16,
+        ),
+    )
+    bench["synthetic_gguf"].write_gguf(path, list(dit.checkpoint(whole)), weight_type)
+    bench["synthetic"].write_tokenizer(tmp_path / "tokenizer", 600)
+    reader = "tokenizer_2" if kind == "flux" else "tokenizer_3"
+    bench["synthetic_gguf"].write_t5_tokenizer(tmp_path / reader, 200)
+    arguments = argparse.Namespace(model=str(path), threads=1, size=64, steps=1, guidance=1.0)
+    report = bench["picture"].measure(arguments)
+    assert len(report["steps"]["seconds"]) == 1
 
 
 def test_values_keep_activations_near_one(
