@@ -76,6 +76,21 @@ void bind_networks(py::module_& m) {
         py::arg("kind"), py::arg("config"),
         "Names and shapes of every parameter of the network `kind` with this configuration.");
 
+    py::class_<Profile, std::shared_ptr<Profile>>(
+        m, "Profile", "Times of operators, in the order in which they ran.")
+        .def(py::init<>())
+        .def(
+            "take",
+            [](Profile& profile) {
+                py::list out;
+                for (const OperatorTime& time : profile.take())
+                    out.append(py::make_tuple(time.kind, time.parameter, time.begin, time.seconds,
+                                              time.multiply_adds, time.bytes));
+                return out;
+            },
+            "What was recorded since the last call: (kind, parameter, begin, seconds, "
+            "multiply-adds, bytes) of each operator.");
+
     py::class_<Runner, std::shared_ptr<Runner>>(m, "Network",
                                                 "A network with its parameters on a device.")
         .def(py::init([](const std::string& kind, const py::dict& config,
@@ -111,6 +126,9 @@ void bind_networks(py::module_& m) {
             "Make exactly these adapters apply, each with its scale; they read their files now.")
         .def_property_readonly("adapter_bytes", &Runner::adapter_bytes,
                                "Memory that the adapters take.")
+        .def("set_profile", &Runner::set_profile, py::arg("profile").none(true),
+             "Run the operators one by one from now on, with their times in `profile`; None ends "
+             "it.")
         .def("release", &Runner::release, py::call_guard<py::gil_scoped_release>(),
              "Free the graphs; the next run builds them again.")
         .def("release_weights", &Runner::release_weights, py::call_guard<py::gil_scoped_release>(),

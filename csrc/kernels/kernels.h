@@ -46,6 +46,7 @@ struct Epilogue {
 enum class ConvMethod { Auto, Direct, Winograd };
 
 struct Conv2d {
+    static constexpr const char* kName = "conv2d";
     const float* input;  // [batch, height, width, in_channels]
     float* output;       // [batch, out_height, out_width, weight.rows]
     int64_t batch, height, width, in_channels;
@@ -60,6 +61,7 @@ struct Conv2d {
 void conv2d(const Conv2d& op, Team& team);
 
 struct Linear {
+    static constexpr const char* kName = "linear";
     const float* input;  // [rows, in_features]
     float* output;       // [rows, weight.rows]
     int64_t rows, in_features;
@@ -98,6 +100,7 @@ struct Attention {
 void attention(const Attention& op, Team& team);
 
 struct GroupNorm {
+    static constexpr const char* kName = "group_norm";
     const float* input;  // [batch, pixels, channels]
     float* output;       // may be the input
     int64_t batch, pixels, channels, groups;
@@ -108,6 +111,7 @@ struct GroupNorm {
 void group_norm(const GroupNorm& op, Team& team);
 
 struct LayerNorm {
+    static constexpr const char* kName = "layer_norm";
     const float* input;  // [rows, width]
     float* output;
     int64_t rows, width;
@@ -118,6 +122,7 @@ struct LayerNorm {
 void layer_norm(const LayerNorm& op, Team& team);
 
 struct Geglu {
+    static constexpr const char* kName = "geglu";
     const float* input;  // [rows, 2 * inner]: value, then gate
     float* output;       // [rows, inner] = value * gelu(gate), the erf form
     int64_t rows, inner;

@@ -60,15 +60,26 @@ void call_custom(ggml_tensor* dst, int rank, int size, void* data) {
     self->run(self->spec, dst, team);
 }
 
+// What profiles call an operator: its description's kName.
+template <class Spec>
+ggml_tensor* described(Graph& graph, ggml_tensor* op) {
+    if constexpr (requires { Spec::kName; })
+        graph.describe(op, Spec::kName);
+    else
+        graph.describe(op, "other");
+    return op;
+}
+
 // Adds a float32 operator with ggml axes `ne`.
 template <class Spec>
 ggml_tensor* custom(Graph& graph, const std::vector<int64_t>& ne, Sources& sources,
                     const Spec& spec, void (*run)(Spec, const ggml_tensor*, kernels::Team&)) {
     int64_t full[4] = {1, 1, 1, 1};
     for (size_t i = 0; i < ne.size(); ++i) full[i] = ne[i];
-    return ggml_custom_4d(graph.context(), GGML_TYPE_F32, full[0], full[1], full[2], full[3],
-                          sources.tensors().data(), static_cast<int>(sources.tensors().size()),
-                          call_custom<Spec>, GGML_N_TASKS_MAX, keep_custom(graph, spec, run));
+    return described<Spec>(
+        graph, ggml_custom_4d(graph.context(), GGML_TYPE_F32, full[0], full[1], full[2], full[3],
+                              sources.tensors().data(), static_cast<int>(sources.tensors().size()),
+                              call_custom<Spec>, GGML_N_TASKS_MAX, keep_custom(graph, spec, run)));
 }
 
 // Adds an operator that overwrites its first operand, which no operator but its own readers may
@@ -77,9 +88,10 @@ template <class Spec>
 ggml_tensor* custom_in_place(Graph& graph, Sources& sources, const Spec& spec,
                              void (*run)(Spec, const ggml_tensor*, kernels::Team&)) {
     std::vector<ggml_tensor*>& all = sources.tensors();
-    return ggml_custom_inplace(graph.context(), all[0], all.data() + 1,
-                               static_cast<int>(all.size()) - 1, call_custom<Spec>,
-                               GGML_N_TASKS_MAX, keep_custom(graph, spec, run));
+    return described<Spec>(graph,
+                           ggml_custom_inplace(graph.context(), all[0], all.data() + 1,
+                                               static_cast<int>(all.size()) - 1, call_custom<Spec>,
+                                               GGML_N_TASKS_MAX, keep_custom(graph, spec, run)));
 }
 
 }  // namespace sde::nn

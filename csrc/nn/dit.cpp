@@ -31,6 +31,7 @@ ggml_tensor* kept(Graph& graph, ggml_type type, const Shape& shape, std::vector<
 }
 
 struct PatchSpec {
+    static constexpr const char* kName = "patches";
     int64_t rows, columns;  // of patches, in all pictures of the batch and in one row
     int64_t channels, patch;
     PatchOrder order;
@@ -62,6 +63,7 @@ void run_patches(PatchSpec spec, const ggml_tensor* dst, kernels::Team& team) {
 
 // Operands 1 and 2 are scale and shift.
 struct ModulatedNormSpec {
+    static constexpr const char* kName = "modulated_norm";
     kernels::LayerNorm op;
     int64_t batch, scale_stride, shift_stride;
 };
@@ -79,6 +81,7 @@ void run_modulated_norm(ModulatedNormSpec spec, const ggml_tensor* dst, kernels:
 }
 
 struct JoinSpec {
+    static constexpr const char* kName = "join_heads";
     struct Part {
         int x, gamma, table;
         int64_t tokens, first;

@@ -51,6 +51,7 @@ void check_epilogue(const Epilogue& epilogue, const Shape& output) {
 // weight.
 template <class Op>
 struct WeightedSpec {
+    static constexpr const char* kName = Op::kName;
     Op op;
     EpilogueSources epilogue;
 };
@@ -96,6 +97,7 @@ void run_prelu(PReluSpec spec, const ggml_tensor* dst, kernels::Team& team) {
 }
 
 struct LookupSpec {
+    static constexpr const char* kName = "lookup";
     int64_t tokens, width, entries;
 };
 

@@ -23,6 +23,7 @@ ggml_tensor* reshaped(Graph& graph, ggml_tensor* raw, const Shape& shape) {
 }
 
 struct ConcatSpec {
+    static constexpr const char* kName = "concat";
     int64_t pixels, a_channels, b_channels;
 };
 
@@ -86,6 +87,7 @@ void run_mean(MeanSpec spec, const ggml_tensor* dst, kernels::Team& team) {
 }
 
 struct AttentionSpec {
+    static constexpr const char* kName = "attention";
     kernels::Attention op;
     int mask, distance_bias;
     std::vector<int32_t> mask_index;

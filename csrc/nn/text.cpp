@@ -43,6 +43,7 @@ void run_table(TableSpec spec, const ggml_tensor* dst, kernels::Team& team) {
 }
 
 struct RotateSpec {
+    static constexpr const char* kName = "rotate";
     int64_t tokens, heads, head_dim, dims;
     bool interleaved;
 };

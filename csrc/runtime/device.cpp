@@ -1,6 +1,7 @@
 #include "runtime/device.h"
 
 #include <algorithm>
+#include <chrono>
 #include <fstream>
 #include <set>
 #include <string>
@@ -68,21 +69,65 @@ Device::~Device() {
     if (threadpool_) ggml_threadpool_free(threadpool_);
 }
 
+namespace {
+
+bool computes_nothing(ggml_op op) {
+    return op == GGML_OP_NONE || op == GGML_OP_VIEW || op == GGML_OP_RESHAPE ||
+           op == GGML_OP_PERMUTE || op == GGML_OP_TRANSPOSE;
+}
+
+}  // namespace
+
+class Device::Turn {
+  public:
+    Turn(Device& device, int threads) : device_(device), lock_(device.mutex_) {
+        if (device.process_ != getpid())
+            throw Error(ErrorKind::Device,
+                        "the model was loaded before this process was forked, and its threads "
+                        "stayed behind; load it in the child process");
+        ggml_backend_cpu_set_n_threads(device.backend_, std::clamp(threads, 1, device.threads_));
+    }
+    // Between graphs the threads sleep: they would otherwise spin on cores that Python or another
+    // pipeline needs.
+    ~Turn() { ggml_threadpool_pause(device_.threadpool_); }
+
+  private:
+    Device& device_;
+    std::lock_guard<std::mutex> lock_;
+};
+
 void Device::compute(ggml_cgraph* graph, int threads, const CancelCheck& cancel) {
-    if (process_ != getpid())
-        throw Error(ErrorKind::Device,
-                    "the model was loaded before this process was forked, and its threads stayed "
-                    "behind; load it in the child process");
-    std::lock_guard lock(mutex_);
-    ggml_backend_cpu_set_n_threads(backend_, std::clamp(threads, 1, threads_));
+    const Turn turn(*this, threads);
+    run(graph, cancel);
+}
+
+void Device::compute_each(ggml_cgraph* graph, int threads, const CancelCheck& cancel,
+                          const Record& record) {
+    const std::unique_ptr<ggml_context, decltype(&ggml_free)> context(
+        ggml_init({ggml_graph_overhead_custom(1, false), nullptr, true}), ggml_free);
+    if (!context) throw Error(ErrorKind::OutOfMemory, "no memory for a graph's description");
+    ggml_cgraph* one = ggml_new_graph_custom(context.get(), 1, false);
+    const Turn turn(*this, threads);
+    using Clock = std::chrono::steady_clock;
+    using Seconds = std::chrono::duration<double>;
+    for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
+        ggml_tensor* node = ggml_graph_node(graph, i);
+        if (computes_nothing(node->op)) continue;
+        ggml_graph_clear(one);
+        ggml_graph_add_node(one, node);
+        const Clock::time_point begin = Clock::now();
+        run(one, cancel);
+        record(*node, Seconds(begin.time_since_epoch()).count(),
+               Seconds(Clock::now() - begin).count());
+    }
+}
+
+void Device::run(ggml_cgraph* graph, const CancelCheck& cancel) {
     auto ask = [](void* data) { return (*static_cast<const CancelCheck*>(data))(); };
     if (cancel)
         ggml_backend_cpu_set_abort_callback(backend_, ask, const_cast<CancelCheck*>(&cancel));
     const ggml_status status = ggml_backend_graph_compute(backend_, graph);
     ggml_backend_cpu_set_abort_callback(backend_, nullptr, nullptr);
-    // Between graphs the threads sleep: they would otherwise spin on cores that Python or another
-    // pipeline needs.
-    ggml_threadpool_pause(threadpool_);
     if (status == GGML_STATUS_ABORTED) throw Error(ErrorKind::Cancelled, "the run was cancelled");
     if (status == GGML_STATUS_ALLOC_FAILED)
         throw Error(ErrorKind::OutOfMemory, "the CPU backend could not allocate its work buffer");

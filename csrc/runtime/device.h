@@ -28,9 +28,16 @@ class Device {
     // Runs an allocated graph. Throws Cancelled when `cancel` says so, Device when the backend
     // fails. Calls from several threads wait for each other.
     void compute(ggml_cgraph* graph, int threads, const CancelCheck& cancel);
+    // The same operator by operator: `record` is told each one's begin and duration in seconds.
+    using Record = std::function<void(const ggml_tensor& node, double begin, double seconds)>;
+    void compute_each(ggml_cgraph* graph, int threads, const CancelCheck& cancel,
+                      const Record& record);
 
   private:
     Device() = default;
+    void run(ggml_cgraph* graph, const CancelCheck& cancel);
+    // Holds the device for one computation with so many threads.
+    class Turn;
 
     ggml_backend_t backend_ = nullptr;
     ggml_threadpool_t threadpool_ = nullptr;

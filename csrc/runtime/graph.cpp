@@ -120,8 +120,32 @@ int Graph::useful_threads() const {
                                        static_cast<double>(device_->threads())));
 }
 
-void Graph::compute(const CancelCheck& cancel) {
-    device_->compute(graph_, useful_threads(), cancel);
+void Graph::describe(ggml_tensor* tensor, const char* kind) {
+    ggml_set_name(tensor, kind);
+    if (next_work_) multiply_adds_[tensor] = std::exchange(next_work_, 0);
+}
+
+void Graph::compute(const CancelCheck& cancel, Profile* profile) {
+    if (!profile) return device_->compute(graph_, useful_threads(), cancel);
+    std::string parameter;
+    const auto record = [&](const ggml_tensor& node, double begin, double seconds) {
+        OperatorTime time;
+        time.kind = node.op == GGML_OP_CUSTOM ? node.name : ggml_op_desc(&node);
+        time.begin = begin;
+        time.seconds = seconds;
+        time.bytes = static_cast<int64_t>(ggml_nbytes(&node));
+        for (const ggml_tensor* source : node.src) {
+            if (!source) continue;
+            time.bytes += static_cast<int64_t>(ggml_nbytes(source));
+            const bool is_parameter = source->op == GGML_OP_NONE && !inputs_.count(source->name);
+            if (is_parameter && source->ne[1] > 1) parameter = source->name;
+        }
+        time.parameter = parameter;
+        if (auto work = multiply_adds_.find(&node); work != multiply_adds_.end())
+            time.multiply_adds = work->second;
+        profile->add(std::move(time));
+    };
+    device_->compute_each(graph_, useful_threads(), cancel, record);
 }
 
 void Graph::get_output(const std::string& name, void* data, size_t bytes) const {

@@ -4,12 +4,14 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "base/shape.h"
 #include "ggml-alloc.h"
 #include "ggml.h"
 #include "runtime/device.h"
+#include "runtime/profile.h"
 
 namespace sde {
 
@@ -55,8 +57,14 @@ class Graph {
     bool circular_x() const noexcept { return circular_ & 1; }
     bool circular_y() const noexcept { return circular_ & 2; }
 
-    // Counts multiply-adds, so that the number of threads can follow the size of the operators.
-    void add_work(int64_t multiply_adds) noexcept { work_ += static_cast<double>(multiply_adds); }
+    // Counts the multiply-adds of the operator that is described next, so that the number of
+    // threads can follow the size of the operators.
+    void add_work(int64_t multiply_adds) noexcept {
+        work_ += static_cast<double>(multiply_adds);
+        next_work_ += multiply_adds;
+    }
+    // Says what an operator is, for profiles.
+    void describe(ggml_tensor* tensor, const char* kind);
 
     // Plans the memory; no operator may be added afterwards. Throws OutOfMemory with the size that
     // was asked for.
@@ -64,7 +72,8 @@ class Graph {
 
     // Running: set every input, compute, get the outputs.
     void set_input(const std::string& name, ggml_type type, const void* data, size_t bytes);
-    void compute(const CancelCheck& cancel);
+    // With a `profile` the operators run one by one, and each is timed.
+    void compute(const CancelCheck& cancel, Profile* profile = nullptr);
     void get_output(const std::string& name, void* data, size_t bytes) const;
     const std::map<std::string, Shape>& output_shapes() const noexcept { return output_shapes_; }
 
@@ -89,6 +98,8 @@ class Graph {
     std::map<std::string, int64_t> id_limits_;
     std::vector<std::shared_ptr<void>> kept_;
     double work_ = 0.0;
+    int64_t next_work_ = 0;
+    std::unordered_map<const ggml_tensor*, int64_t> multiply_adds_;
     int64_t circular_ = 0;
     bool is_released_ = false;
 };

@@ -48,6 +48,11 @@ std::unique_ptr<Graph> Runner::build(const networks::InputShapes& shapes,
     return graph;
 }
 
+void Runner::set_profile(std::shared_ptr<Profile> profile) {
+    std::lock_guard lock(mutex_);
+    profile_ = std::move(profile);
+}
+
 size_t Runner::planned_bytes(const networks::InputShapes& shapes,
                              const networks::Options& options) const {
     return build(shapes, options)->planned_bytes();
@@ -98,7 +103,7 @@ HostArrays Runner::run(const HostArrays& inputs, const networks::Options& option
                                      array.floats.size() * sizeof(float));
         }
     }
-    current.graph->compute(cancel);
+    current.graph->compute(cancel, profile_.get());
     HostArrays outputs;
     for (const auto& [name, shape] : current.outputs) {
         HostArray& array = outputs[name];

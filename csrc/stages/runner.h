@@ -51,6 +51,10 @@ class Runner {
     void set_adapters(const std::vector<AdapterUse>& uses);
     size_t adapter_bytes() const;
 
+    // From the next run on, the operators run one by one and their times go to `profile`; null ends
+    // it.
+    void set_profile(std::shared_ptr<Profile> profile);
+
     // How many graphs the caller runs in turn; so many stay ready (two at least) from the next one
     // on.
     void keep_graphs(size_t count);
@@ -80,6 +84,7 @@ class Runner {
     std::shared_ptr<WeightStore> store_;
     std::shared_ptr<Device> device_;
     AdapterStack adapters_;
+    std::shared_ptr<Profile> profile_;
     std::unique_ptr<networks::Network> network_;
     std::list<Compiled> cache_;  // most recently used first
     size_t graphs_kept_;

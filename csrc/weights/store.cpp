@@ -110,7 +110,7 @@ ggml_tensor* WeightStore::make_tensor(ggml_type type, const Shape& shape, const 
     // kw], so that every quantized type fits it in place.
     const int64_t rows = shape.rank() > 1 ? shape[0] : 1;
     ggml_tensor* tensor = ggml_new_tensor_2d(contexts_.back(), type, shape.elements() / rows, rows);
-    ggml_set_name(tensor, name.substr(name.size() > 60 ? name.size() - 60 : 0).c_str());
+    ggml_set_name(tensor, name.c_str());  // for profiles, which need its beginning; ggml cuts it
     return tensor;
 }
 

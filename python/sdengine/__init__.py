@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from . import errors, guidance, random, sampling
+from . import errors, guidance, profiling, random, sampling
 from ._core import __version__
 from .adapters import Lora
 from .api import generate, load
@@ -77,6 +77,7 @@ __all__ = [
     "inspect",
     "load",
     "load_upscaler",
+    "profiling",
     "random",
     "sampling",
 ]

@@ -52,14 +52,6 @@ class Autoencoder:
         self.encoder = _core.Network(f"{plan.kind}_encoder", config, store, device)
         self.decoder = _core.Network(f"{plan.kind}_decoder", config, store, device)
 
-    @property
-    def graphs_built(self) -> dict[str, int]:
-        """Graphs built so far for each half."""
-        return {
-            "vae_encoder": self.encoder.graphs_built,
-            "vae_decoder": self.decoder.graphs_built,
-        }
-
     def decode(
         self,
         latents: Array,

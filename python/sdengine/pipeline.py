@@ -194,13 +194,26 @@ class Pipeline:
         return resolutions(self.plan.family, self.plan.defaults)
 
     @property
+    def threads(self) -> int:
+        """Threads of the device."""
+        return self._device.threads
+
+    @property
+    def networks(self) -> dict[str, _core.Network]:
+        """The native networks by component; both halves of the autoencoder, control networks by position."""
+        encoders = self.text_encoders.encoders
+        return {
+            self.plan.family.denoiser: self.denoiser,
+            **{e.use.component: e.network for e in encoders if e.network},
+            "vae_encoder": self.vae.encoder,
+            "vae_decoder": self.vae.decoder,
+            **{f"control_{i}": control.network for i, control in enumerate(self.controls)},
+        }
+
+    @property
     def graphs_built(self) -> dict[str, int]:
         """Graphs built so far per network: one per input shape, however many evaluations."""
-        return {
-            self.plan.family.denoiser: self.denoiser.graphs_built,
-            **self.text_encoders.graphs_built,
-            **self.vae.graphs_built,
-        }
+        return {name: network.graphs_built for name, network in self.networks.items()}
 
     @contextmanager
     def running(self, token: _core.CancelToken | None = None) -> Iterator[_core.CancelToken]:

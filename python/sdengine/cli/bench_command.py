@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,9 +17,13 @@ from sdengine.cli.options import (
     load_arguments,
     model_options,
     open_generate,
+    open_pipeline,
     picture_arguments,
     settings,
 )
+from sdengine.profiling import Grouping, profiled
+
+_GROUPINGS: tuple[Grouping, ...] = ("network", "kind", "block")
 
 
 @click.command()
@@ -26,7 +32,20 @@ from sdengine.cli.options import (
 @click.option("--prompt", default="a red circle on a blue background", show_default=True)
 @click.option("--repeat", type=click.IntRange(1, 1000), default=3, show_default=True, help="Runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def bench(prompt: str, repeat: int, as_json: bool, **options: Any) -> None:
+@click.option(
+    "--profile",
+    "profiles",
+    is_flag=True,
+    help="One more run, operator by operator: time, GFLOP/s and share of the peak by kind and block.",
+)
+@click.option(
+    "--trace",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the profile as a trace for Chrome or Perfetto.",
+)
+def bench(
+    prompt: str, repeat: int, as_json: bool, profiles: bool, trace: Path | None, **options: Any
+) -> None:
     """Measure how long a picture takes, stage by stage.
 
     One run warms up and is not counted; the medians of the others are shown.
@@ -50,7 +69,22 @@ def bench(prompt: str, repeat: int, as_json: bool, **options: Any) -> None:
         "runs": runs,
         "peak_memory": max(result.peak_memory for result in results),
     }
+    profile = None
+    if profiles or trace:
+        pipeline = open_pipeline(arguments)
+        pipeline.generate(prompt, **given, seed=0)  # its weights are read from the file here
+        with profiled(pipeline) as profile:
+            pipeline.generate(prompt, **given, seed=repeat)
+        measured["profile"] = {
+            by: [asdict(share) for share in profile.shares(by)] for by in _GROUPINGS
+        }
+    if trace and profile:
+        profile.write_trace(trace)
     click.echo(json.dumps(measured, indent=2, default=str) if as_json else _table(measured))
+    if profiles and profile and not as_json:
+        click.echo(f"\npeak of {profile.peak_gflops:.0f} GFLOP/s")
+        for by in _GROUPINGS:
+            click.echo("\n" + profile.table(by))
 
 
 def _table(measured: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import click
 from sdengine.cli.settings import SETTINGS
 
 if TYPE_CHECKING:
-    from sdengine import Result
+    from sdengine import Pipeline, Result
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -198,6 +198,16 @@ def pair(text: str, option: str) -> tuple[str, str]:
     if not (name and equals and value):
         raise click.UsageError(f"{option} takes NAME=VALUE, not {text!r}")
     return name, value
+
+
+def open_pipeline(arguments: dict[str, Any]) -> Pipeline:
+    """The model that was asked for, or the demo model."""
+    import sdengine
+
+    if "model" not in arguments:
+        return sdengine.api.demo_pipeline()
+    arguments = dict(arguments)
+    return sdengine.load(arguments.pop("model"), **arguments)
 
 
 def open_generate(arguments: dict[str, Any]) -> Callable[..., Result]:

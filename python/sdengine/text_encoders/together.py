@@ -23,11 +23,6 @@ class TextEncoders:
         """Of the context that the denoiser reads."""
 
     @property
-    def graphs_built(self) -> dict[str, int]:
-        """Graphs built so far, by component."""
-        return {e.use.component: e.network.graphs_built for e in self.encoders if e.network}
-
-    @property
     def _clip(self) -> list[ClipEncoder]:
         """The encoders that can learn words."""
         return [encoder for encoder in self.encoders if isinstance(encoder, ClipEncoder)]
