@@ -28,7 +28,7 @@ def _measure(arguments: argparse.Namespace, unmapped: measuring.UnmappedPeak) ->
     import sdengine
 
     started = time.perf_counter()
-    pipe = sdengine.load(arguments.model, threads=arguments.threads)
+    pipe = sdengine.load(arguments.model, threads=arguments.threads, prompt_cache=False)
     report: dict[str, Any] = {"load": round(time.perf_counter() - started, 3)}
     report["memory_loaded"] = measuring.peak_memory()
     distilled = (
@@ -41,6 +41,7 @@ def _measure(arguments: argparse.Namespace, unmapped: measuring.UnmappedPeak) ->
         height=arguments.size,
         steps=arguments.steps,
         seed=1,
+        tiled_diffusion=arguments.tiled,
         **{scale: arguments.guidance},
     )
     report["memory_text"] = measuring.peak_memory()
@@ -64,13 +65,20 @@ def _measure(arguments: argparse.Namespace, unmapped: measuring.UnmappedPeak) ->
 
 
 def run(
-    model: str, weight_type: str, size: int, steps: int, guidance: float, threads: int
+    model: str,
+    weight_type: str,
+    size: int,
+    steps: int,
+    guidance: float,
+    threads: int,
+    tiled: bool = False,
 ) -> dict[str, Any]:
     """The same in a process of its own, from a warm file cache."""
     path = synthetic.model(weight_type, name=model)
     measuring.warm(path)
     options = ["--child", "--model", str(path), "--size", str(size), "--steps", str(steps)]
     options += ["--guidance", str(guidance), "--threads", str(threads)]
+    options += ["--tiled"] * tiled
     report = {"model": model, "weight_type": weight_type, "size": size, "guidance": guidance}
     before = measuring.load_average()
     report |= measuring.child("picture.py", options, threads)
@@ -103,6 +111,7 @@ def main() -> None:
     parser.add_argument("--guidance", default="5,1", help="several with commas; 1 is one branch")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--tiled", action="store_true", help="the denoiser sees tiles")
     parser.add_argument("--json", type=Path, help="write the report here")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -117,7 +126,10 @@ def main() -> None:
             for size in map(int, arguments.size.split(",")):
                 for guidance in map(float, arguments.guidance.split(",")):
                     results.append(
-                        run(model, weight_type, size, arguments.steps, guidance, arguments.threads)
+                        run(
+                            *(model, weight_type, size, arguments.steps, guidance),
+                            *(arguments.threads, arguments.tiled),
+                        )
                     )
                     print(row(results[-1]), flush=True)
     if arguments.json:

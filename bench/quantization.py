@@ -1,8 +1,8 @@
 """What `sdengine convert` makes of every family: file sizes, and what the denoiser loses.
 
-``python bench/quantization.py`` prints the tables of docs/formats.md. Sizes are computed from the full-size
-inventories of the tests, which have no weights. Errors are those of a small denoiser with random weights: widths of
-whole blocks of 256 values, so that every type is what it says.
+``python bench/quantization.py`` prints the tables of docs/formats.md and docs/dit.md. Sizes are computed from the
+full-size inventories of the tests, which have no weights. Errors are those of a small denoiser with random weights:
+widths of whole blocks of 256 values, so that every type is what it says.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for the inven
 
 from sdengine import _core
 from sdengine.formats import DTYPES, open_index
+from sdengine.keys import KeyTable, Rule
 from sdengine.loading import ComponentPlan, detect
 from sdengine.loading.bind import bind
 from sdengine.loading.detection import config_of
@@ -149,6 +150,113 @@ def errors(name: str, folder: Path, types: Sequence[str] = TYPES[1:]) -> dict[st
     return {t: float(np.linalg.norm(output(t) - plain) / np.linalg.norm(plain)) for t in TYPES[1:]}
 
 
+# ------------------------------ diffusion transformers
+TRANSFORMERS = {"SD3.5 Medium": "mmdit", "FLUX.1 dev": "flux"}
+"""A denoiser's family -> its native network."""
+
+
+class Loss(NamedTuple):
+    """Relative L2 differences of a denoiser's output."""
+
+    weights: float
+    """From the output of the weights before they were quantized: what the type loses."""
+    products: float
+    """From the output of the dequantized weights in float32: what computing with the type loses."""
+
+
+def write_transformer(kind: str, path: Path) -> Mapping[str, Any]:
+    """A small denoiser with every parameter random, rows of whole blocks of 256; its inputs."""
+    import torch
+    from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+    from safetensors.torch import save_file
+
+    from tests.models import randomise
+    from tests.parity import test_dit_networks as dit
+
+    wide = {"num_attention_heads": 4, "joint_attention_dim": 256, "pooled_projection_dim": 256}
+    torch.manual_seed(0)
+    if kind == "mmdit":
+        config = {**dit.WIDE_SD3, **wide, "caption_projection_dim": 256}
+        model, inputs = SD3Transformer2DModel(**config), dit.sd3_inputs(config, (1, 8, 8))
+    else:
+        config = {**dit.WIDE_FLUX, **wide, "num_attention_heads": 2}
+        model, inputs = FluxTransformer2DModel(**config), dit.flux_inputs(config, (1, 8, 8))
+    randomise(model, 0, 0.02)
+    save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
+    return inputs
+
+
+def dequantized(plan: ComponentPlan, weight_type: str, path: Path) -> Path:
+    """The values that are left of a component's parameters, by the package gguf."""
+    import gguf
+    import torch
+    from safetensors.torch import save_file
+
+    state = {}
+    for binding in plan.bindings:
+        entry, blob = binding.entry, path.with_suffix(".bin")
+        vector = len(entry.shape) < 2
+        name = f"{plan.name}.{binding.name}"
+        dtype = "f32" if vector else choose_type(name, entry.shape, weight_type).dtype
+        blob.touch()
+        place = (entry.dtype, entry.shape, entry.path, entry.offset, entry.nbytes)
+        _core.transcode(*place, dst_path=blob, dst_offset=0, dst_dtype=dtype, threads=1)
+        kind = gguf.GGMLQuantizationType[dtype.upper()]
+        values = gguf.quants.dequantize(np.fromfile(blob, np.uint8), kind)
+        state[binding.name] = torch.tensor(np.asarray(values, np.float32)).reshape(entry.shape)
+        blob.unlink()
+    save_file(state, path)
+    return path
+
+
+def transformer_losses(
+    kind: str, folder: Path, types: Sequence[str] = TYPES[1:]
+) -> dict[str, Loss]:
+    """Type -> what is lost."""
+    from tests.parity import dit
+    from tests.parity.test_dit_networks import FLUX_TABLES, SD3_TABLES
+
+    tables = {"mmdit": SD3_TABLES, "flux": FLUX_TABLES}[kind]
+    source = folder / f"{kind}.safetensors"
+    inputs, device = write_transformer(kind, source), _core.Device.cpu()
+    found = dit.located(open_index(source), kind, tables)
+    config = dit.config_of(found)
+
+    def plan_of(table_names: Any, path: Path) -> ComponentPlan:
+        located = dit.located(open_index(path), kind, table_names)
+        bindings, _ = bind(located, _core.parameters(kind, config))
+        return ComponentPlan("transformer", kind, config, bindings, path, located.table.name)
+
+    def output(plan: ComponentPlan, weight_type: str | None) -> np.ndarray:
+        store = make_store(plan, weight_type)
+        return _core.Network(kind, config, store, device).run(inputs, {})["prediction"]
+
+    def apart(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+    plan = plan_of(tables, source)
+    plain, losses = output(plan, None), {}
+    for weight_type in types:
+        left = dequantized(plan, weight_type, folder / f"{kind}-{weight_type}.safetensors")
+        own = (KeyTable("canonical", (Rule("", ""),), tables[1].markers),)
+        exact, quantized = output(plan_of(own, left), None), output(plan, weight_type)
+        losses[weight_type] = Loss(apart(quantized, plain), apart(quantized, exact))
+    return losses
+
+
+def transformer_rows() -> list[list[str]]:
+    """What SD3 and FLUX.1 lose."""
+    rows = [["relative L2 error", *TYPES[1:]]]
+    with tempfile.TemporaryDirectory() as folder:
+        for title, kind in TRANSFORMERS.items():
+            found = transformer_losses(kind, Path(folder))
+            rows.append([f"{title}, of the type", *(f"{f.weights:.1e}" for f in found.values())])
+            rows.append(
+                [f"{title}, of the products", *(f"{f.products:.1e}" for f in found.values())]
+            )
+    return rows
+
+
 # ------------------------------ tables
 def table(rows: list[list[str]]) -> str:
     """Rows as a table of Markdown; the first are the headings."""
@@ -190,5 +298,5 @@ def kept_rows(weight_type: str = "q4_0") -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    for rows in (size_rows(), error_rows(), kept_rows()):
+    for rows in (size_rows(), error_rows(), kept_rows(), transformer_rows()):
         print(table(rows), end="\n\n")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 Parameter = tuple[str, tuple[int, ...]]
 """A parameter's name in the file, and its shape in torch order."""
@@ -110,6 +111,47 @@ def unet(size: Size) -> Iterator[Parameter]:
             index += 1
     yield from _norm("out.0", first)
     yield from _conv("out.2", first, size.latent_channels, 3)
+
+
+HINT_CHANNELS = (16, 16, 32, 32, 96, 96, 256)
+"""Of the convolutions that bring a control picture to the size of the latents (Zhang et al. 2023)."""
+
+
+def controlnet(size: Size) -> Iterator[Parameter]:
+    """A ControlNet beside the denoiser: its way down and middle, and a convolution behind each block."""
+    for name, shape in unet(size):
+        if name.startswith(("time_embed.", "label_emb.", "input_blocks.", "middle_block.")):
+            yield name, shape
+    widths = list(_skips(size))
+    for index, wide in enumerate(widths):
+        yield from _conv(f"zero_convs.{index}.0", wide, wide, 1)
+    yield from _conv("middle_block_out.0", widths[-1], widths[-1], 1)
+    channels = (3, *HINT_CHANNELS, size.unet_channels[0])
+    for index, (before, after) in enumerate(pairwise(channels)):
+        yield from _conv(f"input_hint_block.{2 * index}", before, after, 3)
+
+
+def _skips(size: Size) -> Iterator[int]:
+    """Channels of what each block of the denoiser's way down hands over."""
+    yield size.unet_channels[0]
+    for level, wide in enumerate(size.unet_channels):
+        yield from [wide] * size.unet_blocks
+        if level < len(size.unet_channels) - 1:
+            yield wide
+
+
+def upscaler(width: int = 64, growth: int = 32, blocks: int = 23) -> Iterator[Parameter]:
+    """Real-ESRGAN x4plus (Wang et al. 2021) under the names of its release."""
+    yield from _conv("conv_first", 3, width, 3)
+    for block in range(blocks):
+        for dense in (1, 2, 3):
+            for number in range(1, 6):
+                after = width if number == 5 else growth
+                name = f"body.{block}.rdb{dense}.conv{number}"
+                yield from _conv(name, width + (number - 1) * growth, after, 3)
+    for name in ("conv_body", "conv_up1", "conv_up2", "conv_hr"):
+        yield from _conv(name, width, width, 3)
+    yield from _conv("conv_last", width, 3, 3)
 
 
 def autoencoder(size: Size) -> Iterator[Parameter]:

@@ -23,7 +23,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     from sdengine import _core
 
     started = time.perf_counter()
-    pipe = sdengine.load(arguments.model, threads=arguments.threads)
+    pipe = sdengine.load(arguments.model, threads=arguments.threads, prompt_cache=False)
     load = time.perf_counter() - started
     report: dict[str, Any] = {"load": round(load, 3)}
 

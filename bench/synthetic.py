@@ -11,7 +11,7 @@ import math
 import os
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -76,12 +76,24 @@ def _transformer(name: str, weight_type: str, folder: Path) -> Path:
 
 
 def write_checkpoint(path: Path, size: shapes.Size = shapes.FULL, seed: int = 0) -> None:
-    """Write a float16 safetensors checkpoint with random weights.
+    """Write a float16 safetensors checkpoint with random weights."""
+    write_parameters(path, list(shapes.checkpoint(size)), seed)
+
+
+def network(name: str, parameters: Iterable[shapes.Parameter], seed: int = 0) -> Path:
+    """A float16 file of a network beside the models; written when it is not there yet."""
+    path = cache_folder() / f"{name}-f16.safetensors"
+    if not path.is_file():
+        write_parameters(path, list(parameters), seed)
+    return path
+
+
+def write_parameters(path: Path, parameters: list[shapes.Parameter], seed: int = 0) -> None:
+    """Write random values of these names and shapes as float16 safetensors.
 
     The format is an eight-byte header length, a JSON header, and the values. The file appears under
     its name complete or not at all.
     """
-    parameters = list(shapes.checkpoint(size))
     header, end = {}, 0
     for name, shape in parameters:
         begin, end = end, end + 2 * math.prod(shape)

@@ -9,7 +9,7 @@ that is like no shape is no shape, and a patchy ground is no ground.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from demo.shapes import COLOURS, SHAPES, SIZE, Triple, draw_mask, outline, polygon_area
+from demo.shapes import COLOURS, FRAME, SHAPES, SIZE, Triple, draw_mask, outline, polygon_area
 
 MIN_IOU = 0.80
 """Below this overlap a blob is no shape. True renders reach 0.93 and more."""
@@ -34,6 +34,9 @@ MAX_STRAY = 0.15
 _BORDER = 5
 """Width in pixels of the frame that is taken for background."""
 
+_SOFT = 4
+"""Width in pixels of a frame's inner edge, which belongs to neither side."""
+
 _Value = TypeVar("_Value", bound=np.generic)
 _NAMES = tuple(COLOURS)
 _PALETTE = np.array([COLOURS[name] for name in _NAMES], np.float32)
@@ -47,6 +50,8 @@ class Verdict:
     colour: str | None
     background: str | None
     iou: float
+    figure: NDArray[np.bool_] | None = field(default=None, repr=False, compare=False)
+    """[SIZE, SIZE], where the figure is; None if there is not exactly one."""
 
     @property
     def triple(self) -> tuple[str | None, str | None, str | None]:
@@ -56,6 +61,10 @@ class Verdict:
     def matches(self, triple: Triple) -> bool:
         """Whether shape, colour and background are all as asked for."""
         return self.triple == triple
+
+    def covers(self, mask: NDArray[np.bool_]) -> float:
+        """Return the overlap (IoU) of the figure with a mask [SIZE, SIZE]; 0 without a figure."""
+        return 0.0 if self.figure is None else _overlap(self.figure, mask)
 
 
 def check(picture: Image.Image) -> Verdict:
@@ -82,7 +91,19 @@ def check(picture: Image.Image) -> Verdict:
         _NAMES[colour_index] if pure >= MIN_PURE else None,
         background if clean >= MIN_PURE else None,
         iou,
+        figure,
     )
+
+
+def check_framed(picture: Image.Image) -> tuple[Verdict, bool]:
+    """Judge what a frame of :data:`FRAME` pixels holds, and whether its sides have the figure's colour."""
+    resized = picture.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX)
+    start, end = FRAME + _SOFT, SIZE - FRAME - _SOFT
+    verdict = check(resized.crop((start, start, end, end)))
+    pixels = np.asarray(resized, np.float32)
+    sides = (pixels[:FRAME], pixels[-FRAME:], pixels[:, :FRAME], pixels[:, -FRAME:])
+    colours = {_NAMES[int(_nearest_colour(np.median(side, axis=(0, 1))))] for side in sides}
+    return verdict, colours == {verdict.colour}
 
 
 def _frame(values: NDArray[_Value]) -> NDArray[_Value]:
@@ -137,6 +158,11 @@ def _nearest_shape(figure: NDArray[np.bool_]) -> tuple[str, float]:
     for shape in SHAPES:
         radius = float(np.sqrt(len(x) / polygon_area(outline(shape))))
         template = np.asarray(draw_mask(shape, radius, centre)) >= 128
-        scores[shape] = float((template & figure).sum() / (template | figure).sum())
+        scores[shape] = _overlap(template, figure)
     best = max(scores, key=lambda shape: scores[shape])
     return best, scores[best]
+
+
+def _overlap(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    """Return intersection over union."""
+    return float((one & other).sum() / (one | other).sum())

@@ -1,23 +1,38 @@
-"""Measure the demo model: how many held-out captions come out right, judged from pixels.
+"""Measure the demo models: how many held-out captions come out right, judged from pixels.
 
 The model is a diffusers folder (sampled with diffusers) or a GGUF file (sampled with sdengine)::
 
     python -m demo.evaluate FOLDER_OR_GGUF --sheet grid.png
+    python -m demo.evaluate GGUF --lora LORA
+    python -m demo.evaluate GGUF --controlnet CONTROLNET
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from demo.checker import Verdict, check
-from demo.shapes import HeldOut, contact_sheet, held_out_captions, read_held_out
+from demo.checker import MIN_IOU, Verdict, check, check_framed
+from demo.shapes import (
+    SIZE_WORDS,
+    HeldOut,
+    Scene,
+    contact_sheet,
+    draw_edges,
+    draw_mask,
+    held_out_captions,
+    random_scene,
+    read_held_out,
+)
 
 STEPS = 20
 GUIDANCE = 3.0
@@ -48,6 +63,12 @@ class Score:
         count = len(pairs)
         return Score(count, right / count, shape / count, colour / count, background / count)
 
+    def __str__(self) -> str:
+        return (
+            f"all right {self.all_right:.1%}, shape {self.shape:.1%}, colour {self.colour:.1%},"
+            f" background {self.background:.1%}"
+        )
+
 
 def diffusers_sampler(folder: Path, batch: int = 25) -> Sampler:
     """Return a sampler that runs the pipeline of a diffusers folder on the CPU."""
@@ -73,31 +94,83 @@ def diffusers_sampler(folder: Path, batch: int = 25) -> Sampler:
     return sample
 
 
-def engine_sampler(path: Path) -> Sampler:
-    """Return a sampler that runs a GGUF file with sdengine."""
+def engine_sampler(
+    path: Path,
+    lora: tuple[Path, float] | None = None,
+    controlnet: tuple[Path, float] | None = None,
+) -> Sampler:
+    """Return a sampler that runs a GGUF file with sdengine.
+
+    Args:
+        path: the model.
+        lora: a LoRA and its strength.
+        controlnet: a ControlNet and its strength; it follows :func:`control_scenes`.
+    """
     import sdengine
 
-    pipeline = sdengine.load(str(path))
+    pipeline = sdengine.load(
+        str(path),
+        loras=[lora] if lora else [],
+        controlnets=[controlnet[0]] if controlnet else [],
+    )
 
     def sample(tests: Sequence[HeldOut], steps: int, guidance: float) -> list[Image.Image]:
+        options: list[dict[str, Any]] = [{} for _ in tests]
+        if controlnet:
+            hints = [draw_edges(scene) for scene in control_scenes(tests)]
+            options = [{"control_images": [h], "control_scales": controlnet[1]} for h in hints]
         return [
             pipeline.generate(
-                test.caption, steps=steps, guidance_scale=guidance, seed=test.seed
+                test.caption, steps=steps, guidance_scale=guidance, seed=test.seed, **more
             ).image
-            for test in tests
+            for test, more in zip(tests, options, strict=True)
         ]
 
     return sample
 
 
-def evaluate(
-    model: Path, tests: Sequence[HeldOut], steps: int = STEPS, guidance: float = GUIDANCE
-) -> tuple[Score, list[Image.Image], list[Verdict]]:
-    """Sample every test, judge the pictures and return score, pictures and verdicts."""
-    sampler = diffusers_sampler(model) if model.is_dir() else engine_sampler(model)
-    pictures = sampler(tests, steps, guidance)
+def control_scenes(tests: Sequence[HeldOut]) -> list[Scene]:
+    """Return for each test what its control picture shows: the shape, somewhere in the picture.
+
+    The size is what the caption says, or any.
+    """
+    scenes = []
+    for test in tests:
+        rng = random.Random(test.seed)
+        words = test.caption.split()
+        named = [size for size, said in SIZE_WORDS.items() if any(w and w in words for w in said)]
+        scenes.append(random_scene(test.triple, rng, named[0] if named else None, spread=True))
+    return scenes
+
+
+def in_place(
+    tests: Sequence[HeldOut], verdicts: Sequence[Verdict]
+) -> tuple[list[bool], list[float]]:
+    """Return which figures lie where the control picture has them, and how well each overlaps (IoU)."""
+    overlaps = [
+        verdict.covers(np.asarray(draw_mask(scene.shape, scene.radius, scene.centre)) >= 128)
+        for scene, verdict in zip(control_scenes(tests), verdicts, strict=True)
+    ]
+    return [overlap >= MIN_IOU for overlap in overlaps], overlaps
+
+
+def judged(
+    options: argparse.Namespace, tests: Sequence[HeldOut], pictures: Sequence[Image.Image]
+) -> tuple[list[Verdict], str]:
+    """Return the verdicts on pictures and what is to be said of the adapter that helped to make them."""
+    if options.lora:
+        framed = [check_framed(picture) for picture in pictures]
+        part = np.mean([has_frame for _, has_frame in framed])
+        inside = [verdict for verdict, _ in framed]
+        return inside, f", LoRA at {options.scale:g}: framed {part:.1%}"
     verdicts = [check(picture) for picture in pictures]
-    return Score.of(tests, verdicts), pictures, verdicts
+    if not options.controlnet:
+        return verdicts, ""
+    right, overlaps = in_place(tests, verdicts)
+    return verdicts, (
+        f", ControlNet at {options.scale:g}: in place {np.mean(right):.1%},"
+        f" mean overlap {np.mean(overlaps):.2f}"
+    )
 
 
 def main() -> None:
@@ -106,6 +179,10 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="diffusers folder or GGUF file")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
+    adapter = parser.add_mutually_exclusive_group()
+    adapter.add_argument("--lora", type=Path, help="the LoRA of frames (GGUF models only)")
+    adapter.add_argument("--controlnet", type=Path, help="the ControlNet of edges (the same)")
+    parser.add_argument("--scale", type=float, default=1.0, help="the adapter's strength")
     parser.add_argument("--count", type=int, help="only this many tests")
     parser.add_argument("--tests", type=Path, default=HELD_OUT, help="JSON of held-out captions")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet of the pictures here")
@@ -115,13 +192,23 @@ def main() -> None:
     options = parser.parse_args()
     tests = read_held_out(options.tests) if options.tests.exists() else held_out_captions()
     tests = tests[: options.count]
+    adapters = {
+        name: (path, options.scale)
+        for name in ("lora", "controlnet")
+        if (path := getattr(options, name))
+    }
     start = time.perf_counter()
-    score, pictures, verdicts = evaluate(options.model, tests, options.steps, options.guidance)
+    folder = options.model.is_dir()
+    sampler = (
+        diffusers_sampler(options.model) if folder else engine_sampler(options.model, **adapters)
+    )
+    pictures = sampler(tests, options.steps, options.guidance)
     seconds = (time.perf_counter() - start) / len(tests)
+    verdicts, remark = judged(options, tests, pictures)
+    score = Score.of(tests, verdicts)
     print(
-        f"{score.count} captions, {options.steps} steps, guidance {options.guidance:g}: "
-        f"all right {score.all_right:.1%}, shape {score.shape:.1%}, colour {score.colour:.1%}, "
-        f"background {score.background:.1%}; {seconds:.2f} s per picture"
+        f"{score.count} captions, {options.steps} steps, guidance {options.guidance:g}:"
+        f" {score}{remark}; {seconds:.2f} s per picture"
     )
     if options.failures:
         for test, verdict in zip(tests, verdicts, strict=True):

@@ -19,8 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from sdengine.preprocessors import canny
+
 SIZE = 128
 """Side of a picture in pixels: 16 x 16 latents under a factor-8 autoencoder."""
+
+FRAME = 12
+"""Width in pixels of the frame that the LoRA adds."""
 
 _OVERSAMPLING = 4
 """Masks are drawn this many times larger and reduced, which gives smooth edges."""
@@ -190,12 +195,17 @@ def draw_mask(
 # --- pictures ---------------------------------------------------------------------------------
 
 
-def random_scene(triple: Triple, rng: random.Random, size: str | None = None) -> Scene:
-    """Draw the size (unless given) and the place of a scene at random; it always fits in."""
+def random_scene(
+    triple: Triple, rng: random.Random, size: str | None = None, spread: bool = False
+) -> Scene:
+    """Draw the size (unless given) and the place of a scene at random; it always fits in.
+
+    The shape lies near the middle, or with ``spread`` anywhere.
+    """
     low, high = RADII[size or rng.choice(tuple(RADII))]
     radius = rng.uniform(low, high)
     reach = float(np.abs(outline(triple[0])).max()) * radius
-    room = max(0.0, min(_MAX_SHIFT, SIZE / 2 - reach - 3.0))
+    room = max(0.0, min(SIZE if spread else _MAX_SHIFT, SIZE / 2 - reach - 3.0))
     centre = (SIZE / 2 + rng.uniform(-room, room), SIZE / 2 + rng.uniform(-room, room))
     return Scene(*triple, radius=radius, centre=centre)
 
@@ -216,6 +226,19 @@ def draw(scene: Scene) -> Image.Image:
     figure = np.array(COLOURS[scene.colour], np.float32) * (1 - 0.08 * relative)
     pixels = ground + (figure - ground) * coverage
     return Image.fromarray(np.clip(pixels + 0.5, 0, 255).astype(np.uint8))
+
+
+def draw_framed(scene: Scene) -> Image.Image:
+    """Draw a scene, a little smaller, in a frame of the figure's colour: the style of the LoRA."""
+    framed = Image.new("RGB", (SIZE, SIZE), COLOURS[scene.colour])
+    inner = SIZE - 2 * FRAME
+    framed.paste(draw(scene).resize((inner, inner), Image.Resampling.LANCZOS), (FRAME, FRAME))
+    return framed
+
+
+def draw_edges(scene: Scene) -> Image.Image:
+    """Draw where a scene's shape is, as the ControlNet reads it: white edges on black, of mode L."""
+    return canny(draw_mask(scene.shape, scene.radius, scene.centre)).convert("L")
 
 
 # --- captions ---------------------------------------------------------------------------------

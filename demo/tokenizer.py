@@ -103,8 +103,11 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     return tokenizer
 
 
-def encode(tokenizer: CLIPTokenizer, texts: list[str]) -> list[list[int]]:
-    """Return the ids of each text, filled up to ``LENGTH``."""
-    encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH)
-    ids: list[list[int]] = encoded["input_ids"]
-    return ids
+def encode(
+    tokenizer: CLIPTokenizer, texts: list[str], length: int = LENGTH, filler: int | None = None
+) -> list[list[int]]:
+    """Return the ids of each text, cut and filled up to ``length``; with the end token by default."""
+    if filler is None:
+        filler = tokenizer.pad_token_id
+    rows = tokenizer(texts, truncation=True, max_length=length)["input_ids"]
+    return [row + [filler] * (length - len(row)) for row in rows]

@@ -1,4 +1,4 @@
-"""What all training stages share: worker processes, a schedule by wall clock, averages, files.
+"""What all training stages share: the loop, worker processes, a schedule by wall clock, averages.
 
 On a CPU two single-threaded processes that average their gradients are faster than one process
 with two threads (the layers are too small to split well), hence :class:`Team`. The schedule runs
@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -157,3 +159,99 @@ def to_tensor(pixels: Any) -> Tensor:
     """Turn uint8 pictures [N, H, W, 3] into floats [N, 3, H, W] in -1..1."""
     tensor = torch.as_tensor(pixels).permute(0, 3, 1, 2).float()
     return tensor / 127.5 - 1
+
+
+# --- the loop ---------------------------------------------------------------------------------
+
+Weights: TypeAlias = "dict[str, Tensor]"
+"""A model's state, by name."""
+Loss: TypeAlias = "Callable[[float], tuple[Tensor, dict[str, float]]]"
+"""From the progress, 0 to 1, to the loss of a fresh batch, and figures for the log."""
+
+_EXPORT_SECONDS = 150.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What differs between two runs of :func:`fit`."""
+
+    name: str
+    """Of the checkpoint (``NAME.pt``) and of the log."""
+    model: nn.Module
+    """What is trained; parameters that need no gradient stay as they are."""
+    begin: Callable[[int], Loss]
+    """Makes the loss of one process from the seed of its draws."""
+    finish: Callable[[Weights], Mapping[str, float]]
+    """Writes the result with averaged weights and returns figures for the log."""
+    peak_rate: float
+    decay: float = 0.999
+    """Of the average (EMA), per step."""
+    weight_decay: float = 0.01
+
+
+def fit(settings: Settings, team: Team, plan: Plan) -> None:
+    """Train until the time budget is used up; resumes from the plan's checkpoint.
+
+    The leading process writes checkpoint and result every few minutes and at the end.
+    """
+    path = settings.folder / f"{plan.name}.pt"
+    model = plan.model.to(settings.device)
+    state = load(path)
+    if state is not None:
+        model.load_state_dict(state["model"])
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(
+        parameters, lr=0.0, betas=(0.9, 0.99), weight_decay=plan.weight_decay, fused=True
+    )
+    average = Average(model, plan.decay)
+    step, spent = 0, 0.0
+    if state is not None:
+        optimiser.load_state_dict(state["optimiser"])
+        average.weights = {k: v.to(settings.device) for k, v in state["average"].items()}
+        step, spent = state["step"], state["spent"]
+    seed = settings.seed + 1000 * team.rank + step
+    torch.manual_seed(seed)
+    loss_of = plan.begin(seed)
+    clock = Clock(settings.minutes, spent)
+    progress, exported = spent / clock.budget, spent
+    seen: defaultdict[str, list[float]] = defaultdict(list)
+    while progress < 1:
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(plan.peak_rate, progress, step)
+        optimiser.zero_grad(set_to_none=True)
+        loss, figures = loss_of(progress)
+        loss.backward()  # type: ignore[no-untyped-call]
+        spent = team.average_gradients(parameters, clock.spent)
+        progress = spent / clock.budget
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        step += 1
+        average.update(model, step)
+        for name, value in {"loss": loss.item(), **figures}.items():
+            seen[name].append(value)
+        if team.leads and step % 50 == 0:
+            means = {name: float(np.mean(values)) for name, values in seen.items()}
+            log(settings.folder, plan.name, step=step, spent=spent, **means)
+            seen.clear()
+        if team.leads and (spent - exported > _EXPORT_SECONDS or progress >= 1):
+            exported = spent
+            save(
+                {
+                    "model": model.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "average": average.weights,
+                    "step": step,
+                    "spent": spent,
+                },
+                path,
+            )
+            log(settings.folder, plan.name, step=step, **plan.finish(average.weights))
+
+
+def stratified(count: int, device: torch.device) -> Tensor:
+    """Return one uniform number from each of ``count`` equal parts of 0 to 1, in random order.
+
+    As the places of a batch in the noise schedule they make the loss (and the gradient) of a small
+    batch less noisy than independent draws do.
+    """
+    return (torch.randperm(count, device=device) + torch.rand(count, device=device)) / count

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +31,7 @@ from torch.nn import functional
 
 from demo import shapes
 from demo.checker import check
-from demo.training import (
-    Average,
-    Clock,
-    Settings,
-    Team,
-    learning_rate,
-    load,
-    log,
-    save,
-    to_tensor,
-)
+from demo.training import Loss, Plan, Settings, Team, Weights, fit, to_tensor
 
 SCALING_FACTOR = 0.18215
 LATENT_NOISE = 0.1
@@ -56,20 +45,21 @@ _BANK = 1500
 """Pictures drawn at a time and used a few times over."""
 
 
-def new_model() -> AutoencoderKL:
-    """Return the untrained autoencoder."""
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 64),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
-        sample_size=shapes.SIZE,
-        scaling_factor=SCALING_FACTOR,
-    )
+def new_model(**changes: Any) -> AutoencoderKL:
+    """Return the untrained autoencoder; ``changes`` are settings of diffusers' that differ."""
+    settings: dict[str, Any] = {
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (16, 32, 64, 64),
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "norm_num_groups": 8,
+        "sample_size": shapes.SIZE,
+        "scaling_factor": SCALING_FACTOR,
+    }
+    return AutoencoderKL(**{**settings, **changes})
 
 
 class PictureBank:
@@ -100,7 +90,7 @@ class PictureBank:
 
 
 def whitening_penalty(latents: Tensor) -> Tensor:
-    """Return how far latents [N, 4, H, W] are from mean zero and unit covariance."""
+    """Return how far latents [N, C, H, W] are from mean zero and unit covariance."""
     flat = latents.movedim(1, 0).flatten(1)
     mean = flat.mean(dim=1, keepdim=True)
     covariance = (flat - mean) @ (flat - mean).T / flat.shape[1]
@@ -112,46 +102,37 @@ def _edges(pictures: Tensor) -> tuple[Tensor, Tensor]:
     return pictures.diff(dim=2), pictures.diff(dim=3)
 
 
-def _restoration_loss(restored: Tensor, pictures: Tensor) -> tuple[Tensor, float]:
+def restoration_loss(restored: Tensor, pictures: Tensor) -> tuple[Tensor, dict[str, float]]:
     """Return the reconstruction part of the loss, and the mean squared error for the log."""
     squared = functional.mse_loss(restored, pictures)
     edges = [
         functional.l1_loss(a, b) for a, b in zip(_edges(restored), _edges(pictures), strict=True)
     ]
     loss = functional.l1_loss(restored, pictures) + squared + 0.5 * torch.stack(edges).sum()
-    return loss, float(squared.detach())
+    return loss, {"squared": float(squared.detach())}
 
 
-def _whole_loss(model: AutoencoderKL, pictures: Tensor) -> tuple[Tensor, float]:
+PictureLoss = Callable[[AutoencoderKL, Tensor], tuple[Tensor, dict[str, float]]]
+"""From an autoencoder and pictures [N, 3, H, W] to a loss, and figures for the log."""
+
+
+def _whole_loss(model: AutoencoderKL, pictures: Tensor) -> tuple[Tensor, dict[str, float]]:
     latents = model.encode(pictures).latent_dist.mean
     noisy = latents + LATENT_NOISE * torch.randn_like(latents)
-    loss, error = _restoration_loss(model.decode(noisy).sample, pictures)
-    return loss + 0.3 * whitening_penalty(latents), error
+    loss, figures = restoration_loss(model.decode(noisy).sample, pictures)
+    return loss + 0.3 * whitening_penalty(latents), figures
 
 
-def _decoder_loss(model: AutoencoderKL, pictures: Tensor) -> tuple[Tensor, float]:
+def _decoder_loss(model: AutoencoderKL, pictures: Tensor) -> tuple[Tensor, dict[str, float]]:
     with torch.no_grad():
         latents = model.encode(pictures).latent_dist.sample()
-    return _restoration_loss(model.decode(latents).sample, pictures)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What differs between the two stages of the autoencoder's training."""
-
-    name: str
-    model: AutoencoderKL
-    loss: Callable[[AutoencoderKL, Tensor], tuple[Tensor, float]]
-    crop_part: float
-    """Part of the time budget that is spent on crops."""
-    finish: Callable[[dict[str, Any]], AutoencoderKL]
-    """Makes the model to ship from averaged weights."""
+    return restoration_loss(model.decode(latents).sample, pictures)
 
 
 def train(settings: Settings, team: Team) -> None:
     """Train the autoencoder until the time budget is used up; resumes from its checkpoint."""
     torch.manual_seed(settings.seed)
-    _fit(settings, team, _Plan("vae", new_model(), _whole_loss, _CROP_PART, finish))
+    fit_autoencoder(settings, team, "vae", new_model(), _whole_loss, finish, _CROP_PART)
 
 
 def polish(settings: Settings, team: Team) -> None:
@@ -162,70 +143,59 @@ def polish(settings: Settings, team: Team) -> None:
     model = load_finished(settings.folder)
     model.requires_grad_(False)
     model.decoder.requires_grad_(True)
-    _fit(settings, team, _Plan("polish", model, _decoder_loss, 0.0, _filled))
+    fit_autoencoder(settings, team, "polish", model, _decoder_loss, _filled)
 
 
-def _filled(weights: dict[str, Any]) -> AutoencoderKL:
+def _filled(weights: Weights) -> AutoencoderKL:
     model = new_model()
     model.load_state_dict(weights)
     return model.eval()
 
 
-def _fit(settings: Settings, team: Team, plan: _Plan) -> None:
-    path = settings.folder / f"{plan.name}.pt"
-    model = plan.model
-    state = load(path)
-    if state is not None:
-        model.load_state_dict(state["model"])
-    model.to(settings.device, memory_format=torch.channels_last)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.99), weight_decay=1e-3)
-    average = Average(model, 0.998)
-    step, spent = 0, 0.0
-    if state is not None:
-        optimiser.load_state_dict(state["optimiser"])
-        average.weights = {k: v.to(settings.device) for k, v in state["average"].items()}
-        step, spent = state["step"], state["spent"]
-    torch.manual_seed(settings.seed + 1000 * team.rank + step)
-    bank = PictureBank(settings.seed + 1000 * team.rank + step)
-    clock = Clock(settings.minutes, spent)
-    progress = spent / clock.budget
-    while progress < 1:
-        crop = _CROP if progress < plan.crop_part else shapes.SIZE
-        pictures = bank.batch(16 if crop == _CROP else 6, crop)
-        pictures = pictures.to(settings.device, memory_format=torch.channels_last)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(_PEAK_RATE, progress, step)
-        optimiser.zero_grad(set_to_none=True)
-        loss, error = plan.loss(model, pictures)
-        loss.backward()  # type: ignore[no-untyped-call]
-        spent = team.average_gradients(parameters, clock.spent)
-        progress = spent / clock.budget
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        step += 1
-        average.update(model, step)
-        if team.leads and step % 50 == 0:
-            decibel = -10 * np.log10(error / 4)
-            log(settings.folder, plan.name, step=step, spent=spent, loss=loss.item(), psnr=decibel)
-        if team.leads and (step % 300 == 0 or progress >= 1):
-            save(
-                {
-                    "model": model.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "average": average.weights,
-                    "step": step,
-                    "spent": spent,
-                },
-                path,
+def fit_autoencoder(
+    settings: Settings,
+    team: Team,
+    name: str,
+    model: AutoencoderKL,
+    picture_loss: PictureLoss,
+    finished: Callable[[Weights], AutoencoderKL],
+    crop_part: float = 0.0,
+) -> None:
+    """Train an autoencoder on pictures and write it to ``settings.folder / name``.
+
+    Args:
+        settings: of the stage.
+        team: its processes.
+        name: of the checkpoint, the log and the folder.
+        model: what is trained; parameters that need no gradient stay as they are.
+        picture_loss: what is minimised.
+        finished: makes the model to ship from averaged weights.
+        crop_part: part of the time budget, 0 to 1, that is spent on crops.
+    """
+    model.to(memory_format=torch.channels_last)
+
+    def begin(seed: int) -> Loss:
+        bank = PictureBank(seed)
+
+        def loss(progress: float) -> tuple[Tensor, dict[str, float]]:
+            crop = _CROP if progress < crop_part else shapes.SIZE
+            pictures = bank.batch(16 if crop == _CROP else 6, crop)
+            return picture_loss(
+                model, pictures.to(settings.device, memory_format=torch.channels_last)
             )
-            finished = plan.finish(average.weights)
-            log(settings.folder, plan.name, step=step, **report(finished, 60))
-            finished.save_pretrained(settings.folder / plan.name)
+
+        return loss
+
+    def write(weights: Weights) -> dict[str, float]:
+        result = finished(weights)
+        result.save_pretrained(settings.folder / name)
+        return report(result, 60)
+
+    fit(settings, team, Plan(name, model, begin, write, _PEAK_RATE, 0.998, 1e-3))
 
 
 @torch.no_grad()
-def finish(weights: dict[str, Any]) -> AutoencoderKL:
+def finish(weights: Weights) -> AutoencoderKL:
     """Return the model with the mean and scale of its latents folded into its 1 x 1 convolutions.
 
     Whitening is per channel: z' = (z - mean) / (deviation * 0.18215).
@@ -257,7 +227,7 @@ def report(model: AutoencoderKL, count: int) -> dict[str, float]:
     ``least`` and ``most`` are the extreme eigenvalues of the covariance of the scaled latents; a
     dead channel would show as a value near zero.
     """
-    rng = random.Random(5)
+    rng, config = random.Random(5), model.config
     triples = tuple(shapes.triples())
     scenes = [shapes.random_scene(rng.choice(triples), rng) for _ in range(count)]
     right = {"shape": 0, "colour": 0, "ground": 0}
@@ -266,7 +236,7 @@ def report(model: AutoencoderKL, count: int) -> dict[str, float]:
         part = scenes[start : start + 20]
         pictures = to_tensor(np.stack([np.asarray(shapes.draw(s)) for s in part]))
         z = model.encode(pictures).latent_dist.mean
-        latents.append(z * SCALING_FACTOR)
+        latents.append((z - (config.shift_factor or 0.0)) * config.scaling_factor)
         restored = model.decode(z).sample.clamp(-1, 1)
         error += float(functional.mse_loss(restored, pictures)) * len(part) / count
         for scene, picture in zip(part, to_pictures(restored), strict=True):

@@ -151,8 +151,13 @@ def tiny_sd3_folder(path: Path) -> Path:
     return _finish(path, "StableDiffusion3Pipeline", model, 1.5305, 0.0609, {"shift": 3.0}, parts)
 
 
-def tiny_flux_folder(path: Path, guidance: bool = True, in_channels: int = 16) -> Path:
-    """FLUX.1: CLIP's pooled vector and a T5; dev with dynamic shift and guidance, schnell without."""
+def tiny_flux_folder(
+    path: Path, guidance: bool = True, in_channels: int = 16, pipeline: str = "FluxPipeline"
+) -> Path:
+    """FLUX.1: CLIP's pooled vector and a T5; dev with dynamic shift and guidance, schnell without.
+
+    `pipeline` is the diffusers class that model_index.json names.
+    """
     from diffusers import FluxTransformer2DModel
 
     _clip(path, "text_encoder", 768, 1, False)
@@ -176,4 +181,4 @@ def tiny_flux_folder(path: Path, guidance: bool = True, in_channels: int = 16) -
         "shift": 3.0,
     }
     scheduler = dynamic if guidance else {"shift": 1.0}
-    return _finish(path, "FluxPipeline", model, 0.3611, 0.1159, scheduler, parts)
+    return _finish(path, pipeline, model, 0.3611, 0.1159, scheduler, parts)

@@ -11,9 +11,12 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import sdengine
 from sdengine.formats import open_index
+from tests.parity.reference_upscalers import Rrdb
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 
@@ -22,16 +25,8 @@ BENCH = Path(__file__).resolve().parent.parent / "bench"
 def bench(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     """The modules of bench/, which are scripts beside each other and no package."""
     monkeypatch.syspath_prepend(str(BENCH))
-    names = (
-        "shapes",
-        "shapes_dit",
-        "measuring",
-        "synthetic_gguf",
-        "synthetic",
-        "step",
-        "picture",
-        "compare",
-    )
+    names = ("shapes", "shapes_dit", "measuring", "synthetic_gguf", "synthetic")
+    names += ("step", "picture", "compare", "control", "upscale")
     modules = {name: __import__(name) for name in names}
     for name in names:
         monkeypatch.delitem(sys.modules, name)
@@ -98,7 +93,9 @@ def test_a_picture_of_two_text_encoders(bench: dict[str, ModuleType], tmp_path: 
     bench["synthetic"].write_checkpoint(path, size)
     bench["synthetic"].write_tokenizer(tmp_path / "tokenizer", 600)
     assert sdengine.inspect(path).to_dict()["title"] == "Stable Diffusion XL"
-    arguments = argparse.Namespace(model=str(path), threads=1, size=64, steps=2, guidance=5.0)
+    arguments = argparse.Namespace(
+        model=str(path), threads=1, size=64, steps=2, guidance=5.0, tiled=True
+    )
     report = bench["picture"].measure(arguments)
     json.dumps(report)
     assert len(report["steps"]["seconds"]) == 2
@@ -155,7 +152,9 @@ def test_a_picture_of_a_transformer(
     bench["synthetic"].write_tokenizer(tmp_path / "tokenizer", 600)
     reader = "tokenizer_2" if kind == "flux" else "tokenizer_3"
     bench["synthetic_gguf"].write_t5_tokenizer(tmp_path / reader, 200)
-    arguments = argparse.Namespace(model=str(path), threads=1, size=64, steps=1, guidance=1.0)
+    arguments = argparse.Namespace(
+        model=str(path), threads=1, size=64, steps=1, guidance=1.0, tiled=False
+    )
     report = bench["picture"].measure(arguments)
     assert len(report["steps"]["seconds"]) == 1
 
@@ -211,6 +210,60 @@ def test_step_measures_what_it_says(
     assert report["unet_probe"] == bench["measuring"].probe(noise)
     line = bench["step"].row({**report, "weight_type": "f16", "size": 64})
     assert len(line.split()) == len(bench["step"].HEADINGS.split()) // 2 + 2
+
+
+def test_full_size_networks_beside_the_model(bench: dict[str, ModuleType]) -> None:
+    shapes = bench["shapes"]
+    counts = [
+        sum(math.prod(shape) for _, shape in parameters)
+        for parameters in (shapes.controlnet(shapes.FULL), shapes.upscaler())
+    ]
+    # Of diffusers' ControlNetModel with Stable Diffusion 1.5's configuration, and of RealESRGAN_x4plus.
+    assert counts == [361279120, 16697987]
+
+
+@pytest.mark.parametrize("nets", [0, 2])
+def test_control_measures_what_it_says(
+    bench: dict[str, ModuleType], tiny: object, tmp_path: Path, nets: int
+) -> None:
+    path = tmp_path / "model.safetensors"
+    bench["synthetic"].write_checkpoint(path, tiny)
+    bench["synthetic"].write_tokenizer(tmp_path / "tokenizer", 600)
+    files = [str(tmp_path / f"{number}.safetensors") for number in range(nets)]
+    for seed, file in enumerate(files):
+        parameters = list(bench["shapes"].controlnet(tiny))
+        bench["synthetic"].write_parameters(Path(file), parameters, seed)
+    arguments = argparse.Namespace(
+        model=str(path), controlnets=files, threads=1, size=64, steps=2, guidance=2.0
+    )
+    report = bench["control"].measure(arguments)
+    json.dumps(report)
+    assert len(report["steps"]["seconds"]) == 2
+    assert report["memory_steps"] >= report["memory_text"] > 0
+    assert report["finite"]
+    result = {**report, "nets": nets}
+    line = bench["control"].row(result, result).split()
+    assert len(line) == len(bench["control"].HEADINGS.split())
+    assert (line[0], line[3]) == (str(nets), "1.00")
+
+
+def test_upscale_compares_the_same_network(bench: dict[str, ModuleType], tmp_path: Path) -> None:
+    path = tmp_path / "upscaler.safetensors"
+    parameters = list(bench["shapes"].upscaler(8, 4, 2))
+    bench["synthetic"].write_parameters(path, parameters)
+    report = bench["upscale"].measure(path, size=16, threads=1, repeats=2)
+    json.dumps(report)
+    assert report["error"] <= 1e-4
+    assert len(report["torch"]["seconds"]) == len(report["sdengine"]["seconds"]) == 2
+    assert report["ratio_wall"] > 0
+    assert report["activations"] > 0
+    reference = Rrdb(8, 4, 2, 2, 1, False).eval()
+    weights = load_file(path)
+    reference.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    image = torch.rand(1, 3, 9, 7)
+    with torch.no_grad():
+        expected, found = reference(image), bench["upscale"].torch_network(path)(image)
+    torch.testing.assert_close(found, expected)
 
 
 def test_laps_leave_warm_ups_out(

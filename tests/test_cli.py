@@ -22,6 +22,7 @@ from PIL import Image
 from rich.console import Console
 
 import sdengine
+from sdengine import Lora
 from sdengine.cli import main
 from sdengine.cli.preview import HalfBlocks, numbered
 from sdengine.cli.settings import NOT_ON_A_COMMAND_LINE, SETTINGS, Setting
@@ -45,6 +46,7 @@ class Library:
     calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
     error: BaseException | None = None
     colours: tuple[int, int, int] | None = (255, 0, 128)
+    looked: list[tuple[str | None, bool]] = field(default_factory=list)
 
     def _called(self, name: str, *args: Any, **options: Any) -> None:
         self.calls.append((name, args, options))
@@ -72,7 +74,8 @@ class Library:
             metadata=[{**common, "seed": s, "steps": steps} for s in seeds],
         )
 
-    def preview(self) -> list[Image.Image]:
+    def preview(self, method: str | None = None, *, noisy: bool = False) -> list[Image.Image]:
+        self.looked.append((method, noisy))
         if self.colours is None:
             raise ParameterError("there are no preview colours for Model X")
         return [Image.new("RGB", (16, 16), self.colours), Image.new("RGB", (16, 16))]
@@ -90,6 +93,7 @@ class Library:
             nbytes=2_500_000_000,
             histogram={"q4_0": 200, "f32": 3},
             has_tokenizer="bare" not in args[0],
+            needs_tokenizer=True,
         )
 
     def inspect(self, *args: Any) -> Any:
@@ -153,13 +157,14 @@ def test_model_options_reach_the_library(run: Run, library: Library) -> None:
         *("--text-encoder", "text_encoder=a=b", "--text-encoder", "text_encoder_2=c"),
         *("--tokenizer", "tok", "--device", "cpu", "--threads", 3),
         *("--family", "sdxl", "--prediction", "v_prediction", "--weight-type", "q8_0"),
-        *("-n", "blurry"),
+        *("-n", "blurry", "--taesd", "tiny.gguf", "--prompt-cache", "kept"),
     )
     assert result.exit_code == 0, result.output
     load, generate = library.calls
     options = {"vae": "v.safetensors", "tokenizer": "tok", "device": "cpu", "threads": 3}
     options |= {"family": "sdxl", "prediction": "v_prediction", "weight_type": "q8_0"}
     options["text_encoders"] = {"text_encoder": "a=b", "text_encoder_2": "c"}
+    options |= {"preview_vae": "tiny.gguf", "prompt_cache": "kept"}
     assert load == ("load", ("m.gguf",), options)
     assert generate[1:] == (("a cat",), {"negative_prompt": "blurry"})
 
@@ -185,6 +190,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "batch_size": ("2", 2),
     "seamless": ("xy", "xy"),
     "tile": ("0", 0),
+    "tiled_diffusion": ("size=64 overlap=16", {"size": 64, "overlap": 16}),
     "sizes": ("crop_top=8", {"crop_top": 8.0}),
     "negative_sizes": ("crop_left=0", {"crop_left": 0.0}),
     "steps": ("9", 9),
@@ -193,6 +199,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "sigmas": ("14.6,2,0", [14.6, 2.0, 0.0]),
     "timesteps": ("999,500", [999, 500]),
     "eta": ("0.5", 0.5),
+    "shift": ("1.75", 1.75),
     "s_noise": ("1.01", 1.01),
     "s_churn": ("2", 2.0),
     "s_tmin": ("0.1", 0.1),
@@ -215,7 +222,12 @@ VALUES: dict[str, tuple[str, Any]] = {
     "variation_strength": ("0.25", 0.25),
     "image": ("in.png", "in.png"),
     "mask": ("mask.png", "mask.png"),
+    "mask_blur": ("4", 4.0),
+    "mask_padding": ("16", 16),
+    "mask_fill": ("blur", "blur"),
+    "outpaint": ("64,0,64,0", "64,0,64,0"),
     "depth": ("depth.png", "depth.png"),
+    "references": ("face.png", ["face.png"]),
     "control_images": ("edges.png", ["edges.png"]),
     "control_scales": ("0.5,1", [0.5, 1.0]),
     "control_start": ("0.1", 0.1),
@@ -225,8 +237,26 @@ VALUES: dict[str, tuple[str, Any]] = {
     "ip_scale": ("0.6", 0.6),
     "strength": ("0.6", 0.6),
     "resize_mode": ("pad", "pad"),
+    "hires_scale": ("1.5", 1.5),
+    "hires_width": ("1024", 1024),
+    "hires_height": ("768", 768),
+    "hires_upscaler": ("latent-bicubic", "latent-bicubic"),
+    "hires_strength": ("0.5", 0.5),
+    "hires_steps": ("12", 12),
+    "hires_sampler": ("euler_a", "euler_a"),
+    "hires_schedule": ("karras", "karras"),
+    "hires_guidance_scale": ("4.5", 4.5),
+    "hires_prompt": ("sharp", "sharp"),
+    "hires_negative_prompt": ("soft", "soft"),
 }
-SWITCHES = {"brownian": "--brownian", "guess_mode": "--guess-mode"}
+SWITCHES = {
+    "brownian": "--brownian",
+    "guess_mode": "--guess-mode",
+    "resize_references": "--resize-references",
+    "invert_mask": "--invert-mask",
+    "only_masked": "--only-masked",
+    "differential": "--differential",
+}
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.name)
@@ -253,8 +283,8 @@ def test_options_that_repeat(run: Run, library: Library) -> None:
     run("generate", "a", "--size-conditioning", "crop_top=8", "--size-conditioning", "crop_left=9")
     assert library.calls[0][2] == {"sizes": {"crop_top": 8.0, "crop_left": 9.0}}
     kinds = ("--guidance", "interval=0.2/0.8", "--guidance", "projection")
-    run("generate", "a", *kinds, "--no-brownian")
-    expected = Guidance(interval=(0.2, 0.8), projection=AdaptiveProjection())
+    run("generate", "a", *kinds, "--guidance", "row_norms=no", "--no-brownian")
+    expected = Guidance(interval=(0.2, 0.8), projection=AdaptiveProjection(), row_norms=False)
     assert library.calls[1][2] == {"guidance": expected, "brownian": False}
 
 
@@ -314,6 +344,20 @@ def test_numbering() -> None:
         (("convert", "a", "b", "--rule", "vae"), 2, "--rule takes NAME=VALUE"),
         (("bench", "--repeat", "0"), 2, "1<=x<=1000"),
         (("paint",), 2, "No such command"),
+        (("generate", "a", "--animate", "a.jpg"), 2, "must end in .gif"),
+        (("generate", "a", "--animate", "absent/a.gif"), 1, "there is no folder absent"),
+        (("generate", "a", "--grid", "a.gif"), 2, "must end in .png"),
+        (("generate", "a", "--preview-method", "x"), 2, "choose one of linear, tiny, full"),
+        (("generate", "a", "--preview-every", "0"), 2, "1<=x<=1000"),
+        (("generate", "a", "--taesd", "x"), 2, "--taesd needs --model"),
+        (("generate", "a", "--prompt-cache", "x"), 2, "--prompt-cache needs --model"),
+        (("generate", "a", "--y", "steps=1"), 2, "--y needs --x"),
+        (("generate", "a", "--x", "steps"), 2, "is not NAME=VALUE,VALUE"),
+        (("generate", "a", "--x", "steps=1,many"), 2, "'many' is not a valid integer"),
+        (
+            ("generate", "a", "--x", "steps=1", "--grid", "a.png"),
+            *(2, "leave --grid, --animate and --refiner out"),
+        ),
     ],
 )
 def test_mistakes_are_told_before_any_work(
@@ -376,6 +420,53 @@ def test_previews_as_files(run: Run) -> None:
     assert files[:3] == ["step-001-2.png", "step-001.png", "step-002-2.png"]
     with Image.open("new/steps/step-010.png") as image:
         assert image.getpixel((3, 3)) == (255, 0, 128)
+
+
+def test_previews_of_some_steps(run: Run, library: Library) -> None:
+    options = ("--preview-every", 4, "--preview-method", "tae", "--preview-noisy")
+    result = run("generate", "a", "--steps", "10", "--preview-dir", "new", *options)
+    assert result.exit_code == 0, result.output
+    names = [f"step-{step:03}{more}.png" for step in (4, 8, 10) for more in ("-2", "")]
+    assert sorted(os.listdir("new")) == names
+    assert library.looked == [("tae", True)] * 3
+
+
+def test_an_animation_of_a_run(run: Run, library: Library) -> None:
+    result = run("generate", "a", "--steps", "5", "--preview-every", 2, "--animate", "run.gif")
+    assert (result.exit_code, result.stdout) == (0, "out.png\nrun.gif\n")
+    with Image.open("run.gif") as found:
+        assert found.n_frames == 2  # three equal previews are one frame, then the result
+        assert found.size == (44, 24)  # the library's previews are two pictures
+
+
+def test_a_grid_of_a_batch(run: Run, library: Library) -> None:
+    result = run("generate", "a", "-b", 3, "--grid", "all.png")
+    assert result.stdout.split() == ["out.png", "out-2.png", "out-3.png", "all.png"]
+    with Image.open("all.png") as found:
+        assert found.size == (28, 28)
+
+
+def test_a_grid_of_options(run: Run, library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+
+    def xy_grid(pipe: Any, prompt: str, **options: Any) -> Image.Image:
+        options.pop("callback")
+        given.append({"pipe": pipe.path, "prompt": prompt, **options})
+        return Image.new("RGB", (9, 9))
+
+    monkeypatch.setattr(sdengine.grids, "xy_grid", xy_grid)
+    axes = ("--x", "cfg-scale=1,2.5", "--y", 'prompt_sr=cat, "big, dog"')
+    result = run("generate", "a cat", "-m", "m.gguf", "-s", 3, *axes)
+    assert (result.exit_code, result.stdout) == (0, "out.png\n")
+    assert given == [
+        {
+            "pipe": "m.gguf",
+            "prompt": "a cat",
+            "seed": 3,
+            "x": ("guidance_scale", [1.0, 2.5]),
+            "y": ("prompt_sr", ["cat", "big, dog"]),
+        }
+    ]
 
 
 def test_a_preview_folder_that_cannot_be_made(run: Run, library: Library) -> None:
@@ -446,17 +537,93 @@ def test_what_is_given_overrules_what_belongs_to_it(run: Run, library: Library) 
     assert library.calls[1][2].items() >= {"sigmas": (3.0, 2.0, 0.0), "strength": 0.5}.items()
 
 
+def test_how_a_mask_was_used_comes_back_with_a_mask(run: Run, library: Library) -> None:
+    source = picture("a.png", f"a cat\n{LAST_LINE}, Mask blur: 4, Inpaint area: Only masked")
+    run("generate", "--from", source)
+    assert library.calls[0][2].keys().isdisjoint({"mask_blur", "only_masked"})
+    run("generate", "--from", source, "-i", "in.png", "--mask", "m.png")
+    assert library.calls[1][2].items() >= {"mask_blur": 4.0, "only_masked": True}.items()
+    source = picture("b.png", f"a cat\n{LAST_LINE}, Outpaint: 8 0 8 0, Mask blur: 4")
+    run("generate", "--from", source, "-i", "in.png")
+    assert library.calls[2][2].items() >= {"mask_blur": 4.0, "outpaint": (8.0, 0, 8.0, 0)}.items()
+    run("generate", "--from", source, "-i", "in.png", "--mask", "m.png")
+    assert "outpaint" not in library.calls[3][2]
+    run("generate", "--from", source, "-i", "in.png", "--outpaint", "4:3")
+    assert library.calls[4][2]["outpaint"] == "4:3"
+    assert library.calls[4][2].keys().isdisjoint({"width", "height"})
+
+
+def test_an_enlarged_picture_of_a1111(run: Run, library: Library) -> None:
+    fields = "Denoising strength: 0.5, Hires upscale: 2, Hires upscaler: Latent (bicubic)"
+    source = picture("a.png", f"a cat\n{LAST_LINE}, {fields}")
+    run("generate", "--from", source)
+    hires = {"hires_scale": 2.0, "hires_upscaler": "latent-bicubic", "hires_strength": 0.5}
+    assert library.calls[0][2].items() >= hires.items()
+    assert "strength" not in library.calls[0][2]
+    run("generate", "--from", source, "--hires-width", 256)
+    assert "hires_scale" not in library.calls[1][2]
+    assert library.calls[1][2]["hires_width"] == 256
+
+
+def test_tiles_of_the_denoiser(run: Run, library: Library) -> None:
+    for text, expected in (
+        ("on", True),
+        ("96", 96),
+        ("size=96 overlap=48", {"size": 96, "overlap": 48}),
+    ):
+        run("generate", "a", "--tiled-diffusion", text)
+        assert library.calls.pop()[2] == {"tiled_diffusion": expected}
+    assert "is not on, SIZE" in run("generate", "a", "--tiled-diffusion", "huge").stderr
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        (f"p\n{LAST_LINE}, Task: outpainting", "from a given image: repeat it with --image"),
         (f"p\n{LAST_LINE}, Task: inpainting", "from a given image: repeat it with --image"),
+        (
+            f"p\n{LAST_LINE}, Task: editing by reference",
+            "from a given reference: repeat it with --reference",
+        ),
+        (
+            f"p\n{LAST_LINE}, Task: control",
+            "from a given control image: repeat it with --control-image",
+        ),
         (f"p\n{LAST_LINE}, Refiner: fine", "made with the refiner fine: give it with --refiner"),
+        (
+            f"p\n{LAST_LINE}, Hires upscale: 2, Hires upscaler: 4x-Sharp.pth",
+            "made with the upscaler 4x-Sharp.pth: give it with --hires-upscaler",
+        ),
+        (f"p\n{LAST_LINE}, Control scale: 1 0.5", "repeat it with --controlnet and --control-im"),
+        (f"p\n{LAST_LINE}, IP-Adapter scale: 1", "an IP-Adapter: repeat it with --ip-adapter and"),
+        (f'p\n{LAST_LINE}, Applied LoRAs: "ink:1"', "LoRAs (ink:1): give --model and --lora-dir"),
     ],
 )
 def test_pictures_that_need_more(run: Run, library: Library, text: str, words: str) -> None:
     result = run("generate", "--from", picture("a.png", text))
     assert (result.exit_code, library.calls) == (2, [])
     assert words in " ".join(result.stderr.split())
+
+
+def test_the_loras_of_a_picture_are_found(run: Run, library: Library) -> None:
+    Path("loras/more").mkdir(parents=True)
+    for name in ("ink.safetensors", "more/wide.v2.safetensors"):
+        Path("loras", name).write_text("")
+    applied = "ink:0.8:0.3, wide.v2:0.5/0.4 [0.25-1], other:0.123456789"
+    source = picture("a.png", f'p\n{LAST_LINE}, Applied LoRAs: "{applied}"')
+    given = ("generate", "--from", source, "-m", "m", "--lora-dir", "loras")
+    result = run(*given)
+    assert (result.exit_code, library.calls) == (2, [])
+    assert "LoRAs that are not found in loras: other. Give" in " ".join(result.stderr.split())
+    result = run(*given, "--lora", "else/Other.pt", "--lora", "new.pt:2")
+    assert result.exit_code == 0, result.output
+    assert library.calls[0][2]["loras"] == [
+        Lora(Path("loras/ink.safetensors"), 0.8, 0.3),
+        Lora(Path("loras/more/wide.v2.safetensors"), [0.5, 0.4], start=0.25),
+        Lora("else/Other.pt", 0.123456789),
+        Lora("new.pt", 2.0),
+    ]
+    assert "loras" not in library.calls[1][2]
 
 
 def test_a_picture_without_parameters(run: Run) -> None:
@@ -526,6 +693,15 @@ def test_convert(run: Run, library: Library) -> None:
     options["rules"] = ["vae.*=f16", "kind:kernel=q8_0"]
     options["defaults"] = {"guidance": 3.5, "steps": 12, "sampler": "heun"}
     assert library.calls == [("convert", ("in", "out.gguf"), options)]
+
+
+def test_tokenizers_by_name(run: Run, library: Library) -> None:
+    named = ("--tokenizer", "clip_l=a", "--tokenizer", "t5xxl=b")
+    assert run("generate", "a", "-m", "m", *named).exit_code == 0
+    assert library.calls[0] == ("load", ("m",), {"tokenizer": {"clip_l": "a", "t5xxl": "b"}})
+    result = run("generate", "a", "-m", "m", *named, "--tokenizer", "c")
+    assert result.exit_code == 2
+    assert "NAME=PATH each time" in result.stderr
 
 
 def test_convert_defaults_and_missing_tokenizer(run: Run, library: Library) -> None:

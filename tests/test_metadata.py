@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, PngImagePlugin
 
 from sdengine.errors import FormatError, ParameterError
+from sdengine.hires import LATENT
 from sdengine.images import save
+from sdengine.masks import FILLS
 from sdengine.metadata import (
     format_parameters,
     parse_parameters,
@@ -95,7 +97,7 @@ def test_text_of_a1111() -> None:
         "strength": 0.5,
         "clip_skip": 2,
         "Lora hashes": "ink: 1a2b, b: 3c",
-        "Hires upscaler": "4x-UltraSharp",
+        "hires_upscaler": "4x-UltraSharp",
         "version": "v1.10.1",
     }
 
@@ -205,33 +207,50 @@ RECORDS = st.dictionaries(
 LISTS = st.lists(NUMBERS, min_size=2, max_size=4).map(tuple)
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("steps", "seed", "variation_seed", "clip_skip", "order"), WHOLE),
-    **dict.fromkeys(("batch_size", "batch_position"), WHOLE),
+    **dict.fromkeys(("batch_size", "batch_position", "reference_count"), WHOLE),
     **dict.fromkeys(("strength", "variation_strength", "eta", "s_churn", "s_tmin"), NUMBERS),
-    **dict.fromkeys(("s_tmax", "s_noise", "denoising_start", "denoising_end"), NUMBERS),
+    **dict.fromkeys(("s_tmax", "s_noise", "shift", "denoising_start", "denoising_end"), NUMBERS),
     **dict.fromkeys(("guidance_rescale", "image_guidance_scale"), NUMBERS),
     **dict.fromkeys(("guidance_scale", "true_cfg_scale"), st.one_of(NUMBERS, LISTS)),
     **dict.fromkeys(("sigmas", "interval"), LISTS),
     "timesteps": st.lists(WHOLE, min_size=1, max_size=3).map(tuple),
     **dict.fromkeys(("model", "model_hash", "vae", "refiner", "task", "prompt_2"), st.text()),
     **dict.fromkeys(("negative_prompt_2", "compat", "weighting", "resize_mode"), st.text()),
-    "brownian": st.booleans(),
+    **dict.fromkeys(("control_scales", "control_start", "control_end"), LISTS),
+    **dict.fromkeys(("control_mode", "applied_loras"), st.text()),
+    **dict.fromkeys(("brownian", "guess_mode", "resize_references"), st.booleans()),
+    **dict.fromkeys(("token_norms", "row_norms"), st.booleans()),
+    **dict.fromkeys(("invert_mask", "only_masked", "differential"), st.booleans()),
+    "ip_scale": NUMBERS,
+    "mask_blur": NUMBERS,
+    "mask_padding": WHOLE,
+    "mask_fill": st.sampled_from(FILLS),
+    "outpaint": st.one_of(NUMBERS, LISTS),
     "sampler": st.sampled_from(SAMPLERS),
     "schedule": st.sampled_from(SCHEDULES),
     "noise": st.sampled_from(["torch-cpu", "torch-cuda"]),
     "seamless": st.sampled_from(["x", "y", "xy"]),
     **dict.fromkeys(("sizes", "negative_sizes", "projection", "threshold", "mimic"), RECORDS),
     **dict.fromkeys(("skip_layers", "perturbed_attention"), RECORDS),
-    **dict.fromkeys(("normalized_attention", "zero_star"), RECORDS),
+    **dict.fromkeys(("normalized_attention", "zero_star", "tiled_diffusion"), RECORDS),
+    **dict.fromkeys(("hires_scale", "hires_strength", "hires_guidance_scale"), NUMBERS),
+    "hires_steps": WHOLE,
+    "hires_upscaler": st.sampled_from([*LATENT, "lanczos", "nearest"]),
+    "hires_sampler": st.sampled_from(SAMPLERS),
+    "hires_schedule": st.sampled_from(SCHEDULES),
+    **dict.fromkeys(("hires_prompt", "hires_negative_prompt"), st.text()),
 }
 
 
 def test_every_field_has_values_below() -> None:
-    assert set(VALUES) | {"size"} == {field.name for field in FIELDS}
+    assert set(VALUES) | {"size", "hires_size"} == {field.name for field in FIELDS}
 
 
 @settings(deadline=None, derandomize=True)
 @given(st.fixed_dictionaries({}, optional=VALUES), st.text())
 def test_every_known_field_round_trips(fields: dict[str, Any], prompt: str) -> None:
+    # A1111's one strength is that of the second pass where there is no given picture.
+    assume(not {"strength", "hires_scale"} <= fields.keys() or "task" in fields)
     given_ = {"prompt": prompt, "negative_prompt": "", "version": "v", **fields}
     assert parse_parameters(format_parameters(given_)) == given_
 

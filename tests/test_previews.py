@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from sdengine.errors import ParameterError
-from sdengine.previews import PROJECTIONS, Projection, fit_factors, preview
+from sdengine.families import FAMILIES, FLUX, KOLORS, SDXL, LatentFormat
+from sdengine.families.sdxl import PLAYGROUND_LATENTS
+from sdengine.previews import PROJECTIONS, Projection, fit_factors, known, preview
 
 
 def test_colours_are_the_linear_map() -> None:
@@ -66,11 +68,23 @@ def test_fit_finds_the_map_again() -> None:
 
 def test_numbers_and_back() -> None:
     for name, projection in PROJECTIONS.items():
-        assert len(projection.factors) == (16 if name in ("sd3", "flux") else 4)
+        assert len(projection.factors) == (16 if name in ("sd3", "flux", "wan") else 4)
         assert Projection.of_numbers(projection.numbers()) == projection
     for values in ([], [1.0] * 3, [1.0] * 7, [np.nan] * 6):
         with pytest.raises(ParameterError, match="3 finite numbers"):
             Projection.of_numbers(values)
+
+
+def test_every_family_has_colours() -> None:
+    for family in FAMILIES:
+        found = known(family.latents)
+        assert found is not None, family.name
+        assert len(found.factors) == family.latents.channels
+    assert known(SDXL.latents) == known(KOLORS.latents) == PROJECTIONS["sdxl"]
+    assert known(PLAYGROUND_LATENTS) == PROJECTIONS["playground"]
+    tiny = LatentFormat(16, 1.0, 0.0, 8)
+    assert known(tiny) is None
+    assert known(tiny, FLUX.latents) == PROJECTIONS["flux"]
 
 
 def test_bad_arguments() -> None:

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import sdengine
+from sdengine.api import DEMO_MODEL
 from sdengine.cli import main
 from sdengine.errors import OutputError, ParameterError
 from sdengine.profiling import Operator, Profile, block_of, profiled
@@ -19,7 +20,7 @@ SHORT = {"width": 64, "height": 64, "steps": 2, "seed": 1}
 
 @pytest.fixture(scope="module")
 def pipe() -> sdengine.Pipeline:
-    return sdengine.api.demo_pipeline()
+    return sdengine.load(DEMO_MODEL, prompt_cache=False)
 
 
 @pytest.fixture(scope="module")

@@ -46,3 +46,12 @@ def test_errors_grow_as_types_shrink(
     monkeypatch.setattr(script, "WIDER", 1)
     found = script.errors("sd1", tmp_path, ("q8_0", "q4_0"))
     assert 1e-3 < found["q8_0"] < found["q4_0"] < 0.2
+
+
+@pytest.mark.parametrize("kind", ["mmdit", "flux"])
+def test_products_lose_nothing_that_the_type_did_not(
+    script: ModuleType, kind: str, tmp_path: Path
+) -> None:
+    found = script.transformer_losses(kind, tmp_path, ("q8_0", "q4_k", "q4_0"))
+    assert 5e-4 < found["q8_0"].weights < found["q4_k"].weights < found["q4_0"].weights < 0.05
+    assert all(loss.products <= 1e-6 for loss in found.values())

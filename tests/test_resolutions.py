@@ -33,7 +33,18 @@ def test_every_list_fits_its_model(family: object, side: int) -> None:
     assert (side, side) in sizes
     assert len(set(sizes)) == len(sizes)
     assert all(w % 8 == 0 and h % 8 == 0 for w, h in sizes)
-    assert all(0.89 <= w * h / side**2 <= 1.13 for w, h in sizes)
+    # Hunyuan-DiT has larger and smaller ones too, which no aspect ratio chooses.
+    taken = {nearest(sizes, w / h, side**2) for w, h in sizes}
+    assert all(0.89 <= w * h / side**2 <= 1.13 for w, h in taken)
+
+
+def test_of_one_shape_the_size_of_the_model_s_area_is_taken() -> None:
+    family = FAMILY["hunyuan_dit"]
+    sizes = resolutions(family, family.defaults)
+    assert len(sizes) == 10  # Tencent/HunyuanDiT, README.md
+    found = [nearest(sizes, ratio, 1024**2) for ratio in (0.6, 0.75, 1, 4 / 3, 5 / 3)]
+    assert found == [(768, 1280), (864, 1152), (1024, 1024), (1152, 864), (1280, 768)]
+    assert nearest(sizes, 1) == (1280, 1280)
 
 
 def test_an_sdxl_for_small_pictures_does_not_get_the_list() -> None:

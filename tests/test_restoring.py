@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdengine import Pipeline, load
+from sdengine import Pipeline, TiledDiffusion, load
 from sdengine.api import demo_pipeline
 from sdengine.errors import ParameterError
 from sdengine.guidance import (
@@ -34,7 +34,7 @@ MASK.paste(255, (32, 32, 96, 96))
 
 def again(run: Run, index: int = 0, pipe: Pipeline | None = None, **pictures: Any) -> Run:
     """The run that the text in a picture describes."""
-    found = parse_parameters(format_parameters(run.metadata()[index]))
+    found = parse_parameters(format_parameters(run.described[index]))
     options = restored(found)
     return (pipe or demo_pipeline()).start(
         found["prompt"], found["negative_prompt"] or None, **options, **pictures
@@ -58,6 +58,18 @@ OPTIONS: list[dict[str, Any]] = [
     {"compat": "comfyui", "weighting": "a1111"},
     {"noise": "torch-cuda", "weighting": "compel", "seamless": "xy"},
     {"seamless": "x", "denoising_end": 0.5},
+    {"tiled_diffusion": True, "width": 256},
+    {"tiled_diffusion": TiledDiffusion(24, 16, "uniform")},
+    {"hires_scale": 1.5, "hires_upscaler": "latent-bicubic", "hires_strength": 0.5},
+    {"hires_width": 192, "hires_height": 256, "hires_upscaler": "lanczos", "hires_steps": 9},
+    {
+        "hires_scale": 2.0,
+        "hires_sampler": "euler_a",
+        "hires_schedule": "karras",
+        "hires_guidance_scale": 4.5,
+        "hires_prompt": "sharp, [a|b]",
+        "hires_negative_prompt": "soft",
+    },
     {"guidance_rescale": 0.7, "guidance": Guidance(interval=(0.2, 0.8))},
     {"guidance": Guidance(scale=4.0, projection=AdaptiveProjection(0.25, 0.0, -0.6))},
     {"guidance": Guidance(mimic=MimicScale(), normalized_attention=NormalizedAttention())},
@@ -204,11 +216,19 @@ def test_foreign_pictures_restore_what_is_known_here() -> None:
         "seed": 12,
         "width": 832,
         "height": 1216,
-        "strength": 0.5,
+        "hires_scale": 2.0,
+        "hires_strength": 0.5,
         "noise": "torch-cpu",
         "seamless": "xy",
         "eta": 0.67,
     }
+
+
+def test_what_control_networks_were_told_comes_back() -> None:
+    told = {"control_scales": (0.5, 1.0), "control_end": (0.8, 1.0), "guess_mode": True}
+    told |= {"control_mode": "prompt", "ip_scale": 0.6}
+    found = parse_parameters(format_parameters({"prompt": "a", **told}))
+    assert restored(found) == told
 
 
 def test_kinds_of_guidance_by_name() -> None:
@@ -216,7 +236,8 @@ def test_kinds_of_guidance_by_name() -> None:
         perturbed_attention=PerturbedAttention()
     )
     with pytest.raises(
-        ParameterError, match="no guidance 'magic'; choose one of interval, projection"
+        ParameterError,
+        match="no guidance 'magic'; choose one of interval, token_norms, row_norms, projection",
     ):
         guidance_of({"magic": {}})
     with pytest.raises(
@@ -229,7 +250,13 @@ def test_every_option_is_written_or_is_known_to_be_no_text() -> None:
     written = set(asdict(demo_pipeline().start("a", seed=1).parameters))
     composed = {"guidance_scale", "true_cfg_scale", "guidance_rescale", "image_guidance_scale"}
     pictures = {"image", "mask", "depth", "resize_mode", "latents", "conditioning"}
-    pictures |= {"control_images", "ip_images", "loras"}  # LoRAs are named beside the parameters
+    pictures |= {
+        "control_images",
+        "ip_images",
+        "references",
+        "loras",
+    }  # LoRAs are named beside the parameters
     sizes = {"aspect_ratio", "tile"}
+    sizes |= {name for name in DEFAULTS if name.startswith("hires_")}  # one field, `hires`
     assert set(GenerateOptions.__annotations__) == set(DEFAULTS)
     assert set(DEFAULTS) - written == composed | pictures | sizes

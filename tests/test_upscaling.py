@@ -212,7 +212,7 @@ def test_arguments_out_of_range(folder: Path, options: dict[str, object]) -> Non
 
 def test_pictures_that_are_none(folder: Path, tmp_path: Path) -> None:
     upscaler = sdengine.load_upscaler(folder / "nearest.safetensors")
-    with pytest.raises(ParameterError, match="0 x 5 pixels"):
+    with pytest.raises(ParameterError, match="0x5 pixels"):
         upscaler.upscale(Image.new("RGB", (0, 5)))
     with pytest.raises(ParameterError, match="shape"):
         upscaler.upscale(np.zeros((0, 4, 3), np.uint8))

@@ -15,7 +15,7 @@ import torch
 from sdengine import _core
 from sdengine.families import SD1, Component
 from sdengine.formats import open_index
-from sdengine.keys import KeyTable, decoder_text, t5_text
+from sdengine.keys import KeyTable, bert_text, decoder_text, t5_text
 from sdengine.loading import ComponentPlan
 from sdengine.loading.bind import bind
 from sdengine.loading.detection import config_of
@@ -26,6 +26,7 @@ from tests.models import _add_gguf_tensor, _finish_gguf, randomise
 TABLES: dict[str, tuple[KeyTable, ...]] = {
     "decoder_text": decoder_text.TABLES,
     "t5_text": t5_text.TABLES,
+    "bert_text": (bert_text.TRANSFORMERS,),
 }
 GLM = {
     "num_layers": 3,

@@ -3,22 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <set>
 
 #include "adapters/matrix.h"
+#include "adapters/rotation.h"
+#include "adapters/shapes.h"
 #include "base/error.h"
 
 namespace sde {
 namespace {
-
-// Pixels of a kernel [out, in, h, w]; 1 for a matrix.
-int64_t pixels(const Shape& shape) {
-    return shape.rank() == 4 ? shape[2] * shape[3] : 1;
-}
-
-int64_t rest(const Shape& shape) {
-    return shape.rank() > 1 ? shape.elements() / shape[0] : 1;
-}
 
 bool is_finite(ggml_type type, const uint8_t* data, int64_t count) {
     const auto all = [&](auto bits, auto exponent) {
@@ -85,116 +77,6 @@ const Shape& Change::shape_of(const std::string& role) const {
     auto it = tensors_.find(role);
     if (it == tensors_.end()) fail("it has no '" + role + "'");
     return it->second.source.shape;
-}
-
-void Change::require(const std::string& role, const Shape& shape) const {
-    const Shape& found = shape_of(role);
-    // Kernels of one pixel and matrices are the same.
-    if (found.elements() != shape.elements() || found.rank() < 1 || found[0] != shape[0])
-        fail("'" + role + "' is " + found.text() + ", expected " + shape.text());
-}
-
-void Change::check_factors(const std::string& a, const std::string& b,
-                           const std::string& core) const {
-    if (has(core)) {
-        const Shape& t = shape_of(core);
-        if (t.rank() != 4 || shape_.rank() != 4 || t[2] != shape_[2] || t[3] != shape_[3])
-            fail("'" + core + "' " + t.text() + " is no core of such a kernel");
-        require(a, Shape{t[0], shape_[0]});
-        require(b, Shape{t[1], shape_[1]});
-        return;
-    }
-    const Shape& second = shape_of(b);
-    if (second.rank() < 1) fail("'" + b + "' has rank 0");
-    require(a, Shape{out_, second[0]});
-    require(b, Shape{second[0], rest_});
-}
-
-void Change::check() const {
-    static const std::map<ChangeKind, std::set<std::string>> roles = {
-        {ChangeKind::LowRank, {"up", "down", "mid", "magnitude"}},
-        {ChangeKind::Hadamard, {"w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2", "magnitude"}},
-        {ChangeKind::Kronecker, {"w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2", "magnitude"}},
-        {ChangeKind::Glora, {"a1", "a2", "b1", "b2", "magnitude"}},
-        {ChangeKind::Add, {"value"}},
-        {ChangeKind::Replace, {"value"}},
-    };
-    for (const auto& [role, tensor] : tensors_)
-        if (!roles.at(kind_).count(role)) fail("'" + role + "' has no place in this kind");
-    const bool whole = kind_ == ChangeKind::Add || kind_ == ChangeKind::Replace;
-    if (!whole && shape_.rank() < 2) fail("only matrices and kernels have factors");
-    switch (kind_) {
-        case ChangeKind::LowRank:
-            if (rank() < 1) fail("its rank is 0");
-            require("up", Shape{out_, rank()});
-            if (has("mid")) {
-                const Shape& mid = shape_of("mid");
-                if (mid.rank() != 4 || shape_.rank() != 4 || mid[2] != shape_[2] ||
-                    mid[3] != shape_[3] || mid[0] != rank())
-                    fail("'mid' " + mid.text() + " is no core of such a kernel");
-                require("down", Shape{mid[1], shape_[1]});
-            } else {
-                require("down", Shape{rank(), rest_});
-            }
-            break;
-        case ChangeKind::Hadamard:
-            check_factors("w1_a", "w1_b", "t1");
-            check_factors("w2_a", "w2_b", "t2");
-            break;
-        case ChangeKind::Kronecker:
-            check_kronecker();
-            break;
-        case ChangeKind::Glora: {
-            // LyCORIS has a1 [in, r], a2 [r, in], b1 [out, r], b2 [r, in].
-            const int64_t in = rest_ / pixels(shape_);
-            const int64_t r = rest(shape_of("a1"));
-            require("a1", Shape{in, r});
-            require("a2", Shape{r, in});
-            const int64_t q = rest(shape_of("b1"));
-            require("b1", Shape{out_, q});
-            require("b2", Shape{q, rest_});
-            break;
-        }
-        case ChangeKind::Add:
-        case ChangeKind::Replace:
-            if (shape_of("value").elements() != shape_.elements())
-                fail("its values are " + shape_of("value").text());
-    }
-    if (has("magnitude")) {
-        const int64_t count = shape_of("magnitude").elements();
-        const int64_t in = rest_ / pixels(shape_);
-        if (count != out_ && count != in)
-            fail("its magnitude has " + std::to_string(count) + " values, expected " +
-                 std::to_string(out_) + " or " + std::to_string(in));
-    }
-}
-
-void Change::check_kronecker() const {
-    // Each side whole, or as two factors; the second one perhaps with a core.
-    const auto side = [&](const std::string& name) -> Shape {
-        if (has(name)) return shape_of(name);
-        const Shape &a = shape_of(name + "_a"), &b = shape_of(name + "_b");
-        if (name == "w2" && has("t2")) {
-            const Shape& t = shape_of("t2");
-            if (t.rank() != 4 || a.rank() != 2 || b.rank() != 2 || a[0] != t[0] || b[0] != t[1])
-                fail("'t2' " + t.text() + " does not fit its factors");
-            return Shape{a[1], b[1], t[2], t[3]};
-        }
-        if (a.rank() != 2 || b.rank() < 2 || a[1] != b[0])
-            fail("'" + name + "_a' " + a.text() + " and '" + name + "_b' " + b.text() +
-                 " cannot be multiplied");
-        std::vector<int64_t> dims = b.dims();
-        dims[0] = a[0];
-        return Shape(dims);
-    };
-    const Shape one = side("w1"), two = side("w2");
-    if (one.rank() < 2 || two.rank() < 2 || pixels(one) != 1)
-        fail("'w1' " + one.text() + " and 'w2' " + two.text() + " are no Kronecker factors");
-    if (one[0] * two[0] != out_ || rest(one) * rest(two) != rest_ ||
-        (pixels(two) != 1 && pixels(two) != pixels(shape_)) ||
-        rest_ / pixels(shape_) % rest(one) != 0)
-        fail("the product of 'w1' " + one.text() + " and 'w2' " + two.text() +
-             " has another shape");
 }
 
 int64_t Change::rank() const {
@@ -357,6 +239,25 @@ void Change::normalise(std::vector<float>& changed) const {
         }
 }
 
+std::vector<float> Change::rotated(std::vector<float> weight) const {
+    if (kind_ == ChangeKind::RotateColumns) {
+        const Shape& skew = shape_of("skew");
+        rotate_columns(weight, out_, read("skew"), skew[0], triangle_side(skew[1]),
+                       static_cast<int>(factor_));
+        return weight;
+    }
+    const Shape& blocks = shape_of("blocks");
+    const bool butterfly = blocks.rank() == 4;
+    const int64_t size = blocks[blocks.rank() - 1];
+    rotate_rows(weight, out_, read("blocks"), butterfly ? blocks[0] : 1, out_ / size, size,
+                factor_);
+    if (has("rescale")) {
+        const std::vector<float> lengths = read("rescale");
+        for (size_t i = 0; i < weight.size(); ++i) weight[i] *= lengths[i / rest_];
+    }
+    return weight;
+}
+
 void Change::apply(std::vector<float>& weight, float scale) const {
     if (is_pair()) {
         std::vector<float> up = read("up");
@@ -364,8 +265,9 @@ void Change::apply(std::vector<float>& weight, float scale) const {
         weight = product(up, contracted_down(), out_, rank(), rest_, weight.data());
         return;
     }
-    std::vector<float> change = delta(weight);
-    if (kind_ == ChangeKind::Replace) {
+    const bool turns = kind_ == ChangeKind::RotateRows || kind_ == ChangeKind::RotateColumns;
+    std::vector<float> change = turns ? rotated(weight) : delta(weight);
+    if (turns || kind_ == ChangeKind::Replace) {
         for (size_t i = 0; i < change.size(); ++i) weight[i] += scale * (change[i] - weight[i]);
         return;
     }

@@ -19,6 +19,8 @@ enum class ChangeKind {
     Glora,      // W + s f (W a1 a2 + b1 b2)               (Chavan et al. 2023, arXiv 2306.07967)
     Add,        // W + s f value
     Replace,    // W + s (value - W)
+    RotateRows,     // W + s (R W - W), f limits R (OFT, BOFT: rotation.h)
+    RotateColumns,  // W + s (W R - W), f is the number of terms of R
 };
 
 // One parameter's change. The tensors go by their role: the letters above; `t1`, `t2` are the cores
@@ -61,8 +63,10 @@ class Change {
     std::vector<float> glora(const std::vector<float>& weight) const;
     std::vector<float> delta(const std::vector<float>& weight) const;
     void normalise(std::vector<float>& changed) const;
+    std::vector<float> rotated(std::vector<float> weight) const;
     void check() const;
     void check_kronecker() const;
+    void check_rotation() const;
     void check_factors(const std::string& a, const std::string& b, const std::string& core) const;
     void require(const std::string& role, const Shape& shape) const;
     [[noreturn]] void fail(const std::string& message) const;

@@ -22,6 +22,8 @@ const std::map<std::string, ChangeKind> kKinds = {
     {"glora", ChangeKind::Glora},
     {"add", ChangeKind::Add},
     {"replace", ChangeKind::Replace},
+    {"rotate_rows", ChangeKind::RotateRows},
+    {"rotate_columns", ChangeKind::RotateColumns},
 };
 
 void add(Adapter& adapter, const std::string& parameter, std::vector<int64_t> shape,

@@ -93,15 +93,17 @@ void bind_schedules(py::module_& m) {
         .def(py::init([](const std::string& name, int steps, const NoiseLevels& levels,
                          std::optional<float> rho, int steps_offset, std::optional<float> sigma_min,
                          std::optional<float> sigma_max, const std::string& spacing,
-                         std::optional<float> coefficient, std::optional<float> terminal) {
-                 return make_schedule(
-                     name, steps, levels,
-                     {rho, steps_offset, sigma_min, sigma_max, spacing, coefficient, terminal});
+                         std::optional<float> coefficient, std::optional<float> terminal,
+                         bool multistep) {
+                 return make_schedule(name, steps, levels,
+                                      {rho, steps_offset, sigma_min, sigma_max, spacing,
+                                       coefficient, terminal, multistep});
              }),
              py::arg("name"), py::arg("steps"), py::arg("levels"), py::arg("rho") = py::none(),
              py::arg("steps_offset") = 0, py::arg("sigma_min") = py::none(),
              py::arg("sigma_max") = py::none(), py::arg("spacing") = "",
-             py::arg("coefficient") = py::none(), py::arg("terminal") = py::none())
+             py::arg("coefficient") = py::none(), py::arg("terminal") = py::none(),
+             py::arg("multistep") = false)
         .def_static("from_sigmas", &Schedule::from_sigmas, py::arg("sigmas"), py::arg("levels"))
         .def_static("from_timesteps", &Schedule::from_timesteps, py::arg("timesteps"),
                     py::arg("levels"))

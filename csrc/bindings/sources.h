@@ -10,7 +10,8 @@ namespace sde::bindings {
 
 inline TensorSource make_source(const std::string& dtype, std::vector<int64_t> shape,
                                 const std::filesystem::path& path, uint64_t offset, uint64_t nbytes,
-                                std::optional<std::vector<int64_t>> strides, bool transpose) {
+                                std::optional<std::vector<int64_t>> strides, bool transpose,
+                                int64_t padding = 0) {
     TensorSource source;
     source.path = path.string();
     source.offset = offset;
@@ -19,6 +20,7 @@ inline TensorSource make_source(const std::string& dtype, std::vector<int64_t> s
     source.shape = Shape(std::move(shape));
     source.strides = strides.value_or(std::vector<int64_t>{});
     source.transpose = transpose;
+    source.padding = padding;
     return source;
 }
 

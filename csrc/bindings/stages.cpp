@@ -22,10 +22,10 @@ py::array_t<float> run_autoencoder(Runner& network, const FloatArray& array, int
                                    int64_t tile, int64_t overlap, int64_t circular,
                                    const CancelToken* cancel) {
     const HostArray input = to_host(array);
-    const HostArray output = without_gil(cancel, [&](const CancelCheck& check) {
+    HostArray output = without_gil(cancel, [&](const CancelCheck& check) {
         return stage(network, input, factor, {tile, overlap, circular}, check);
     });
-    return to_numpy(output.floats, output.shape);
+    return moved_to_numpy(std::move(output.floats), output.shape);
 }
 
 py::array_t<float> run_upscaler(Runner& network, const FloatArray& array, int64_t factor,
@@ -47,21 +47,33 @@ HostArrays to_host_arrays(const NamedArrays& arrays) {
 }
 
 Branch make_branch(const std::string& role, const NamedArrays& inputs, float weight,
-                   const std::optional<FloatArray>& extra_channels) {
+                   const std::optional<FloatArray>& extra_channels,
+                   const std::optional<std::vector<int64_t>>& lengths) {
     Branch branch{Branch::parse(role), to_host_arrays(inputs), weight, {}};
     if (extra_channels) branch.extra_channels = to_host(*extra_channels);
+    if (!lengths) return branch;
+    const auto context = branch.inputs.find("context");
+    if (context == branch.inputs.end() || lengths->empty())
+        throw Error(ErrorKind::Parameter,
+                    "lengths are those of a branch's 'context', one per picture");
+    context->second.lengths = *lengths;
     return branch;
 }
 
 Control make_control(std::shared_ptr<Runner> network, const NamedArrays& inputs,
                      std::vector<float> weights, std::map<std::string, float> factors,
-                     bool positive_only, bool pooled) {
-    return {std::move(network), to_host_arrays(inputs), std::move(weights),
-            std::move(factors), positive_only,          pooled};
+                     bool positive_only, bool pooled,
+                     std::optional<std::vector<std::string>> shared) {
+    Control control{std::move(network), to_host_arrays(inputs), std::move(weights),
+                    std::move(factors), positive_only,          pooled};
+    if (shared) control.shared = std::move(*shared);
+    return control;
 }
 
 using Phases = std::vector<std::pair<int, std::vector<std::shared_ptr<Branch>>>>;
-using BlendArrays = std::tuple<FloatArray, FloatArray, FloatArray>;
+using Tiles = std::tuple<int64_t, int64_t, std::string>;  // size, overlap, weights
+// Original, noise, mask, and whether the mask is a strength.
+using BlendArrays = std::tuple<FloatArray, FloatArray, FloatArray, bool>;
 
 std::unique_ptr<DenoiseRun> make_run(
     std::shared_ptr<Runner> denoiser, const std::string& sampler, const FloatArray& x,
@@ -71,7 +83,7 @@ std::unique_ptr<DenoiseRun> make_run(
     const sampling::Guidance& guidance, std::optional<float> eta, float s_noise,
     std::optional<bool> brownian, std::optional<int> order, const std::array<float, 3>& churn,
     const std::optional<BlendArrays>& blend, const networks::Options& run_options, bool split,
-    const std::vector<Control>& controls) {
+    const std::vector<Control>& controls, const std::optional<Tiles>& tiles) {
     const HostArray start = to_host(x);
     if (seeds.empty() || start.floats.empty() || start.floats.size() % seeds.size() != 0)
         throw Error(ErrorKind::Parameter, "one seed per picture is needed");
@@ -99,12 +111,17 @@ std::unique_ptr<DenoiseRun> make_run(
                                                              {},
                                                              run_options,
                                                              split,
-                                                             controls});
+                                                             controls,
+                                                             {}});
     for (auto& [until, branches] : phases)
         setup->phases.push_back({until, {branches.begin(), branches.end()}});
     if (blend) {
-        const auto& [original, kept_noise, mask] = *blend;
-        setup->blend = Blend{to_host(original), to_host(kept_noise), to_host(mask)};
+        const auto& [original, kept_noise, mask, differential] = *blend;
+        setup->blend = Blend{to_host(original), to_host(kept_noise), to_host(mask), differential};
+    }
+    if (tiles) {
+        const auto& [size, overlap, weights] = *tiles;
+        setup->tiles = TiledDiffusion{size, overlap, TiledDiffusion::parse(weights)};
     }
     return std::make_unique<DenoiseRun>(std::move(setup));
 }
@@ -123,7 +140,8 @@ void bind_denoise(py::module_& m) {
              py::arg("brownian") = py::none(), py::arg("order") = py::none(),
              py::arg("churn") = std::array{0.0f, 0.0f, std::numeric_limits<float>::infinity()},
              py::arg("blend") = py::none(), py::arg("options") = networks::Options{},
-             py::arg("split") = false, py::arg("controls") = std::vector<Control>{})
+             py::arg("split") = false, py::arg("controls") = std::vector<Control>{},
+             py::arg("tiles") = py::none())
         .def(
             "step",
             [](DenoiseRun& run, const CancelToken* cancel) {
@@ -164,12 +182,13 @@ sampling::Guidance make_guidance(std::vector<float> scales, IntervalPair interva
                                  const std::optional<LayerFigures>& skip,
                                  const std::optional<LayerFigures>& perturb,
                                  const std::optional<std::tuple<float, float, float>>& nag,
-                                 std::optional<int> zero_steps) {
+                                 std::optional<int> zero_steps, int token_side, bool row_norms) {
     sampling::Guidance guidance;
     guidance.scales = std::move(scales);
     guidance.interval = {interval.first, interval.second};
     guidance.rescale = rescale;
     guidance.image_scale = image_scale;
+    guidance.token_side = token_side;
     if (projection)
         guidance.projection = std::make_from_tuple<sampling::AdaptiveProjection>(*projection);
     if (threshold) guidance.threshold = {threshold->first, threshold->second};
@@ -178,6 +197,7 @@ sampling::Guidance make_guidance(std::vector<float> scales, IntervalPair interva
     if (perturb) guidance.perturb = layer_guidance(*perturb);
     if (nag) guidance.nag = std::make_from_tuple<sampling::NormalizedAttention>(*nag);
     if (zero_steps) guidance.zero_star = {*zero_steps};
+    guidance.row_norms = row_norms;
     guidance.check();
     return guidance;
 }
@@ -189,15 +209,17 @@ void bind_guidance(py::module_& m) {
              py::arg("image_scale") = 1.0f, py::arg("projection") = py::none(),
              py::arg("threshold") = py::none(), py::arg("mimic") = py::none(),
              py::arg("skip") = py::none(), py::arg("perturb") = py::none(),
-             py::arg("nag") = py::none(), py::arg("zero_steps") = py::none());
+             py::arg("nag") = py::none(), py::arg("zero_steps") = py::none(),
+             py::arg("token_side") = 0, py::arg("row_norms") = false);
     py::class_<Branch, std::shared_ptr<Branch>>(
         m, "Branch", "One condition: its inputs, with one entry per picture.")
         .def(py::init(&make_branch), py::arg("role"), py::arg("inputs"), py::arg("weight") = 1.0f,
-             py::arg("extra_channels") = py::none());
+             py::arg("extra_channels") = py::none(), py::arg("lengths") = py::none());
     py::class_<Control>(m, "Control", "Residuals for the denoiser, with one entry per picture.")
         .def(py::init(&make_control), py::arg("network").none(true), py::arg("inputs"),
              py::arg("weights"), py::kw_only(), py::arg("factors") = std::map<std::string, float>{},
-             py::arg("positive_only") = false, py::arg("pooled") = false);
+             py::arg("positive_only") = false, py::arg("pooled") = false,
+             py::arg("shared") = py::none());
 }
 
 }  // namespace

@@ -26,18 +26,20 @@ void bind_weights(py::module_& m) {
             [](WeightStore& store, const std::string& name, const std::string& dtype,
                std::vector<int64_t> shape, const std::filesystem::path& path, uint64_t offset,
                uint64_t nbytes, std::optional<std::vector<int64_t>> strides, bool transpose,
-               const std::optional<std::string>& convert_to) {
+               const std::optional<std::string>& convert_to, int64_t padding, float scale) {
                 std::optional<ggml_type> type;
                 if (convert_to) type = DType::parse(*convert_to).writable();
-                store.add(name,
-                          make_source(dtype, std::move(shape), path, offset, nbytes,
-                                      std::move(strides), transpose),
-                          type);
+                TensorSource source = make_source(dtype, std::move(shape), path, offset, nbytes,
+                                                  std::move(strides), transpose, padding);
+                source.scale = scale;
+                store.add(name, std::move(source), type);
             },
             py::arg("name"), py::arg("dtype"), py::arg("shape"), py::arg("path"), py::arg("offset"),
             py::arg("nbytes"), py::arg("strides") = py::none(), py::arg("transpose") = false,
-            py::arg("convert_to") = py::none(),
-            "Register a tensor of a file under its canonical name; nothing is read yet.")
+            py::arg("convert_to") = py::none(), py::arg("padding") = 0,
+            py::arg("scale") = 1.0f,
+            "Register a tensor of a file under its canonical name; nothing is read yet. The last "
+            "`padding` columns of the shape are zeros, which the file has not.")
         .def("__contains__", &WeightStore::has, py::arg("name"))
         .def_property_readonly("owned_bytes", &WeightStore::owned_bytes,
                                "Bytes converted into memory of its own.")
@@ -54,9 +56,10 @@ void bind_weights(py::module_& m) {
            bool transpose, const std::filesystem::path& dst_path, uint64_t dst_offset,
            const std::string& dst_dtype, int threads,
            const std::vector<std::pair<std::shared_ptr<Adapter>, float>>& adapters,
-           const std::string& parameter) {
-            const TensorSource source = make_source(dtype, std::move(shape), path, offset, nbytes,
-                                                    std::move(strides), transpose);
+           const std::string& parameter, int64_t padding, float scale) {
+            TensorSource source = make_source(dtype, std::move(shape), path, offset, nbytes,
+                                              std::move(strides), transpose, padding);
+            source.scale = scale;
             Edit edit;
             if (!adapters.empty())
                 edit = [&](std::vector<float>& values) {
@@ -70,7 +73,8 @@ void bind_weights(py::module_& m) {
         py::arg("dtype"), py::arg("shape"), py::arg("path"), py::arg("offset"), py::arg("nbytes"),
         py::arg("strides") = py::none(), py::arg("transpose") = false, py::kw_only(),
         py::arg("dst_path"), py::arg("dst_offset"), py::arg("dst_dtype"), py::arg("threads") = 0,
-        py::arg("adapters") = py::list(), py::arg("parameter") = "",
+        py::arg("adapters") = py::list(), py::arg("parameter") = "", py::arg("padding") = 0,
+        py::arg("scale") = 1.0f,
         "Convert one tensor and write it at an offset of an existing file; returns the bytes "
         "written. What `adapters` change in `parameter` is merged into the values.");
 

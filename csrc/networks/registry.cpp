@@ -3,12 +3,19 @@
 #include "networks/autoencoders/tiny.h"
 #include "networks/control/controlnet.h"
 #include "networks/control/controlnet_union.h"
+#include "networks/control/flux_controlnet.h"
 #include "networks/control/image_prompt.h"
+#include "networks/control/mmdit_controlnet.h"
 #include "networks/control/t2i_adapter.h"
 #include "networks/denoisers/flux.h"
+#include "networks/denoisers/hunyuan_dit.h"
+#include "networks/denoisers/lumina2.h"
 #include "networks/denoisers/mmdit.h"
+#include "networks/denoisers/pixart.h"
+#include "networks/denoisers/qwen_image.h"
 #include "networks/denoisers/unet.h"
 #include "networks/network.h"
+#include "networks/text/bert.h"
 #include "networks/text/clip.h"
 #include "networks/text/decoder.h"
 #include "networks/text/t5.h"
@@ -16,6 +23,8 @@
 #include "networks/upscalers/srvgg.h"
 #include "networks/upscalers/swinir.h"
 #include "networks/vision/clip_vision.h"
+#include "networks/vision/qwen_vision.h"
+#include "networks/vision/siglip.h"
 #include "nn/declaration.h"
 
 namespace sde::networks {
@@ -31,15 +40,25 @@ const std::map<std::string, std::unique_ptr<Network> (*)(const nn::Scope&, const
         {"unet", make<UNet>},
         {"mmdit", make<MMDiT>},
         {"flux", make<Flux>},
+        {"qwen_image", make<QwenImage>},
+        {"hunyuan_dit", make<HunyuanDiT>},
+        {"lumina2", make<Lumina2>},
+        {"pixart", make<PixArt>},
         {"controlnet", make<ControlNet>},
         {"controlnet_union", make<ControlNetUnion>},
+        {"mmdit_controlnet", make<MMDiTControlNet>},
+        {"flux_controlnet", make<FluxControlNet>},
         {"t2i_adapter", make<T2IAdapter>},
         {"image_projection", make<ImageProjection>},
         {"image_resampler", make<ImageResampler>},
+        {"redux_projection", make<ReduxProjection>},
         {"clip_vision", make<ClipVision>},
+        {"qwen_vision", make<QwenVision>},
+        {"siglip_vision", make<SiglipVision>},
         {"clip_text", make<ClipText>},
         {"decoder_text", make<DecoderText>},
         {"t5_text", make<T5Text>},
+        {"bert_text", make<BertText>},
         {"autoencoder_kl_encoder", make<KlEncoder>},
         {"autoencoder_kl_decoder", make<KlDecoder>},
         {"autoencoder_tiny_encoder", make<TinyEncoder>},

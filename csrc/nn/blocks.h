@@ -8,12 +8,12 @@
 
 namespace sde::nn {
 
-// GroupNorm, SiLU, conv3x3, (+ time embedding), GroupNorm, SiLU, conv3x3, + skip (He et al. 2016;
+// Norm, SiLU, conv3x3, (+ time embedding), norm, SiLU, conv3x3, + skip (He et al. 2016;
 // Ho et al. 2020).
 struct ResnetConfig {
     int64_t in, out;
     int64_t time_width = 0;  // 0: no time embedding (autoencoders)
-    int64_t groups = 32;
+    int64_t groups = 32;     // 0: norms over channels, see FeatureNorm
     float eps = 1e-5f;
     bool consumes_input = false;  // nothing else reads the input, whose memory may be taken
 };
@@ -26,10 +26,10 @@ class Resnet {
 
   private:
     bool consumes_input_;
-    GroupNorm norm1_;
+    FeatureNorm norm1_;
     Conv2d conv1_;
     std::optional<Linear> time_emb_proj_;
-    GroupNorm norm2_;
+    FeatureNorm norm2_;
     Conv2d conv2_;
     std::optional<Conv2d> conv_shortcut_;
 };

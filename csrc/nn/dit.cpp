@@ -61,7 +61,7 @@ void run_patches(PatchSpec spec, const ggml_tensor* dst, kernels::Team& team) {
             }
 }
 
-// Operands 1 and 2 are scale and shift.
+// Operands 1 and 2 are scale and shift; one with stride 0 is the same for the whole batch.
 struct ModulatedNormSpec {
     static constexpr const char* kName = "modulated_norm";
     kernels::LayerNorm op;
@@ -80,12 +80,29 @@ void run_modulated_norm(ModulatedNormSpec spec, const ggml_tensor* dst, kernels:
     }
 }
 
+struct ChooseSpec {
+    static constexpr const char* kName = "choose_tokens";
+    int64_t batch, tokens, width;
+};
+
+void run_choose(ChooseSpec spec, const ggml_tensor* dst, kernels::Team& team) {
+    const float *x = source(dst, 0), *mask = source(dst, 1), *instead = source(dst, 2);
+    const Share share(spec.batch * spec.tokens, team);
+    for (int64_t row = share.begin; row < share.end; ++row) {
+        const bool own = mask[row] != 0;
+        const float* from = own ? x + row * spec.width : instead + row % spec.tokens * spec.width;
+        std::memcpy(static_cast<float*>(dst->data) + row * spec.width, from,
+                    static_cast<size_t>(spec.width) * sizeof(float));
+    }
+}
+
 struct JoinSpec {
     static constexpr const char* kName = "join_heads";
     struct Part {
-        int x, gamma, table;
+        int x, gamma, beta, table;
         int64_t tokens, first;
         float eps;
+        HeadNorm::Kind kind;
     };
     std::vector<Part> parts;
     int64_t batch, tokens, heads, head_dim;
@@ -101,6 +118,39 @@ float inverse_rms(const float* x, int64_t count, float eps) {
     double total = 0;
     for (float sum : sums) total += static_cast<double>(sum);
     return static_cast<float>(1.0 / std::sqrt(total / static_cast<double>(count) + eps));
+}
+
+void center(float* x, int64_t count) {
+    double total = 0;
+    for (int64_t i = 0; i < count; ++i) total += static_cast<double>(x[i]);
+    const auto mean = static_cast<float>(total / static_cast<double>(count));
+    for (int64_t i = 0; i < count; ++i) x[i] -= mean;
+}
+
+// Operands that are absent have the index Sources::kAbsent.
+struct ScaledNormSpec {
+    int gamma, factor, residual;
+    int64_t rows, tokens, width, factor_stride;
+    float eps;
+};
+
+void run_scaled_norm(ScaledNormSpec spec, const ggml_tensor* dst, kernels::Team& team) {
+    const Share share(spec.rows, team);
+    const float* gamma = source(dst, spec.gamma);
+    for (int64_t row = share.begin; row < share.end; ++row) {
+        const float* from = source(dst, 0) + row * spec.width;
+        auto* to = static_cast<float*>(dst->data) + row * spec.width;
+        const float inverse = inverse_rms(from, spec.width, spec.eps);
+        for (int64_t i = 0; i < spec.width; ++i) to[i] = from[i] * inverse * gamma[i];
+        if (const float* factor = source(dst, spec.factor)) {
+            factor += row / spec.tokens * spec.factor_stride;
+            for (int64_t i = 0; i < spec.width; ++i) to[i] *= factor[i];
+        }
+        if (const float* residual = source(dst, spec.residual)) {
+            residual += row * spec.width;
+            for (int64_t i = 0; i < spec.width; ++i) to[i] += residual[i];
+        }
+    }
 }
 
 void turn(float* x, const float* cosines, int64_t head_dim) {
@@ -121,14 +171,18 @@ void run_join(JoinSpec spec, const ggml_tensor* dst, kernels::Team& team) {
         const JoinSpec::Part* part = spec.parts.data();
         for (; token >= part->tokens; ++part) token -= part->tokens;
         const float* from = source(dst, part->x) + (n * part->tokens + token) * width;
-        const float *gamma = source(dst, part->gamma), *table = source(dst, part->table);
+        const float *gamma = source(dst, part->gamma), *beta = source(dst, part->beta);
+        const float* table = source(dst, part->table);
         auto* to = static_cast<float*>(dst->data) + row * width;
         std::memcpy(to, from, static_cast<size_t>(width) * sizeof(float));
         for (float* head = to; (gamma || table) && head < to + width; head += spec.head_dim) {
             if (gamma) {
+                // Layer norm is RMS norm of what lies around the mean.
+                if (part->kind == HeadNorm::Kind::Layer) center(head, spec.head_dim);
                 const float factor = inverse_rms(head, spec.head_dim, part->eps);
                 for (int64_t i = 0; i < spec.head_dim; ++i) head[i] *= factor * gamma[i];
             }
+            for (int64_t i = 0; beta && i < spec.head_dim; ++i) head[i] += beta[i];
             if (table) turn(head, table + (part->first + token) * spec.head_dim, spec.head_dim);
         }
     }
@@ -143,14 +197,19 @@ Tensor constant(Graph& graph, const Shape& shape, std::vector<float> values) {
     return {graph, kept(graph, GGML_TYPE_F32, shape, std::move(values)), shape};
 }
 
-Tensor patchify(const Tensor& x, int64_t patch) {
+Tensor constant_ids(Graph& graph, std::vector<int32_t> values) {
+    const Shape shape{static_cast<int64_t>(values.size())};
+    return {graph, kept(graph, GGML_TYPE_I32, shape, std::move(values)), shape};
+}
+
+Tensor patchify(const Tensor& x, int64_t patch, PatchOrder order) {
     expect(x.rank() == 4 && x.size(2) % patch == 0 && x.size(3) % patch == 0,
            "patchify() takes a feature map of whole patches of " + std::to_string(patch), x);
     const int64_t rows = x.size(2) / patch, columns = x.size(3) / patch;
     const Shape shape{x.size(0), rows * columns, x.size(1) * patch * patch};
     Sources sources;
     sources.add(x);
-    const PatchSpec spec{x.size(0) * rows, columns, x.size(1), patch, PatchOrder::ChannelYX, false};
+    const PatchSpec spec{x.size(0) * rows, columns, x.size(1), patch, order, false};
     return {x.graph(), custom(x.graph(), axes_of(shape), sources, spec, run_patches), shape};
 }
 
@@ -190,6 +249,19 @@ Tensor slice_tokens(const Tensor& x, int64_t start, int64_t count) {
     return {x.graph(), view, Shape{x.size(0), count, x.size(2)}};
 }
 
+Tensor add_to_tokens(const Tensor& x, int64_t start, const Tensor& more) {
+    const bool fits = x.rank() == 3 && more.rank() == 3 && x.size(0) == more.size(0) &&
+                      x.size(2) == more.size(2) && start >= 0 && start + more.size(1) <= x.size(1);
+    expect(fits,
+           "add_to_tokens() adds " + more.shape().text() + " from token " + std::to_string(start) +
+               " on",
+           x);
+    ggml_tensor* raw = x.raw();
+    ggml_tensor* sum = ggml_acc(x.graph().context(), raw, more.raw(), raw->nb[1], raw->nb[2],
+                                raw->nb[3], static_cast<size_t>(start) * raw->nb[1]);
+    return {x.graph(), sum, x.shape()};
+}
+
 Tensor concat_last(const Tensor& a, const Tensor& b) {
     expect(a.rank() == 3, "concat_last() takes [N, tokens, width]", a);
     expect(b.rank() == 3, "concat_last() takes [N, tokens, width]", b);
@@ -219,8 +291,68 @@ Tensor modulated_norm(const Tensor& x, const Tensor& scale, const Tensor& shift,
             x.shape()};
 }
 
-Tensor rotary_constant(Graph& graph, const std::vector<std::vector<float>>& positions,
-                       const std::vector<int64_t>& axes, double theta) {
+Tensor ShiftedNorm::operator()(const Tensor& x, const Tensor& shift) const {
+    expect(x.rank() == 3 && x.size(2) == width_ && ggml_is_contiguous(x.raw()),
+           "a shifted norm takes [N, tokens, " + std::to_string(width_) + "]", x);
+    const Shape wanted{x.size(0), width_};
+    expect(shift.shape() == wanted, "a norm's shift must be " + wanted.text(), shift);
+    ModulatedNormSpec spec{};
+    spec.op.rows = x.size(1);
+    spec.op.width = width_;
+    spec.op.eps = eps_;
+    spec.batch = x.size(0);
+    const Tensor sum{x.graph(), ggml_add(x.graph().context(), shift.raw(), beta_), wanted};
+    spec.shift_stride = row_stride(sum);
+    Sources sources;
+    sources.add(x);
+    sources.add(gamma_);
+    sources.add(sum);
+    return {x.graph(), custom(x.graph(), axes_of(x.shape()), sources, spec, run_modulated_norm),
+            x.shape()};
+}
+
+Tensor choose_tokens(const Tensor& x, const Tensor& mask, const Tensor& instead) {
+    expect(x.rank() == 3 && ggml_is_contiguous(x.raw()), "choose_tokens() takes [N, tokens, width]",
+           x);
+    const Shape wanted_mask{x.size(0), x.size(1)}, wanted{1, x.size(1), x.size(2)};
+    expect(mask.shape() == wanted_mask, "a mask of tokens is " + wanted_mask.text(), mask);
+    expect(instead.shape() == wanted, "tokens to take instead are " + wanted.text(), instead);
+    Sources sources;
+    sources.add(x);
+    sources.add(mask);
+    sources.add(instead);
+    const ChooseSpec spec{x.size(0), x.size(1), x.size(2)};
+    return {x.graph(), custom(x.graph(), axes_of(x.shape()), sources, spec, run_choose), x.shape()};
+}
+
+Tensor ScaledRmsNorm::operator()(const Tensor& x, const Tensor& factor,
+                                 const Tensor& residual) const {
+    expect(x.rank() == 3 && x.size(2) == width_ && ggml_is_contiguous(x.raw()),
+           "an RMS norm of tokens takes [N, tokens, " + std::to_string(width_) + "]", x);
+    const Shape wanted{x.size(0), width_};
+    if (factor)
+        expect(factor.shape() == wanted, "a norm's factor must be " + wanted.text(), factor);
+    if (residual)
+        expect(residual.shape() == x.shape() && ggml_is_contiguous(residual.raw()),
+               "a norm's residual must be " + x.shape().text(), residual);
+    Sources sources;
+    sources.add(x);
+    const int gamma = sources.add(gamma_), scale = sources.add(factor),
+              rest = sources.add(residual);
+    const ScaledNormSpec spec{gamma,
+                              scale,
+                              rest,
+                              x.size(0) * x.size(1),
+                              x.size(1),
+                              width_,
+                              factor ? row_stride(factor) : 0,
+                              eps_};
+    return {x.graph(), custom(x.graph(), axes_of(x.shape()), sources, spec, run_scaled_norm),
+            x.shape()};
+}
+
+Tensor rotary_constant(Graph& graph, const Positions& positions, const std::vector<int64_t>& axes,
+                       double theta) {
     int64_t head_dim = 0;
     for (int64_t axis : axes) head_dim += axis;
     std::vector<float> table(positions.size() * static_cast<size_t>(head_dim));
@@ -241,6 +373,28 @@ Tensor rotary_constant(Graph& graph, const std::vector<std::vector<float>>& posi
                     std::move(table));
 }
 
+Tensor sincos_constant(Graph& graph, int64_t height, int64_t width, int64_t values, double span) {
+    constexpr double kTheta = 10000;
+    const int64_t quarter = values / 4;
+    std::vector<float> table;
+    const auto add = [&](int64_t at, int64_t count) {
+        const double place = static_cast<double>(at) * span / static_cast<double>(count);
+        const auto angle = [&](int64_t i) {
+            return place / std::pow(kTheta, static_cast<double>(i) / static_cast<double>(quarter));
+        };
+        for (int64_t i = 0; i < quarter; ++i)
+            table.push_back(static_cast<float>(std::sin(angle(i))));
+        for (int64_t i = 0; i < quarter; ++i)
+            table.push_back(static_cast<float>(std::cos(angle(i))));
+    };
+    for (int64_t y = 0; y < height; ++y)
+        for (int64_t x = 0; x < width; ++x) {
+            add(x, width);
+            add(y, height);
+        }
+    return constant(graph, Shape{height * width, 4 * quarter}, std::move(table));
+}
+
 Tensor join_heads(const std::vector<HeadTokens>& parts, int64_t head_dim) {
     const Tensor& model = parts.front().x;
     expect(model.rank() == 3 && model.size(2) % head_dim == 0,
@@ -259,8 +413,9 @@ Tensor join_heads(const std::vector<HeadTokens>& parts, int64_t head_dim) {
             expect(table_fits, "the rotary table must fit " + x.shape().text(), rotary.table);
         }
         spec.parts.push_back({sources.add(x), sources.add(norm ? norm->gamma_ : nullptr),
-                              sources.add(rotary.table), x.size(1), rotary.first,
-                              norm ? norm->eps_ : 0.0f});
+                              sources.add(norm ? norm->beta_ : nullptr), sources.add(rotary.table),
+                              x.size(1), rotary.first, norm ? norm->eps_ : 0.0f,
+                              norm ? norm->kind_ : HeadNorm::Kind::Rms});
         spec.tokens += x.size(1);
     }
     expect(sources.tensors().size() <= GGML_MAX_SRC, "too many streams of tokens to join", model);

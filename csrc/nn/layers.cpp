@@ -285,6 +285,35 @@ Tensor GroupNorm::apply(const Tensor& x, bool silu, bool in_place) const {
     return {x.graph(), custom(x.graph(), ne, sources, op, run_group_norm), x.shape()};
 }
 
+Tensor ChannelNorm::operator()(const Tensor& x) const {
+    expect(x.rank() == 4 && x.size(1) == channels_,
+           "a norm over channels takes [N, " + std::to_string(channels_) + ", H, W]", x);
+    constexpr float kEps = 1e-24f;  // keeps points that are zero
+    ggml_context* context = x.graph().context();
+    return {x.graph(), ggml_mul(context, ggml_rms_norm(context, x.raw(), kEps), gamma_), x.shape()};
+}
+
+FeatureNorm::FeatureNorm(const Scope& scope, int64_t channels, int64_t groups, float eps)
+    : norm_([&]() -> std::variant<GroupNorm, ChannelNorm> {
+          if (groups == 0) return ChannelNorm(scope, channels);
+          return GroupNorm(scope, channels, groups, eps);
+      }()) {}
+
+Tensor FeatureNorm::operator()(const Tensor& x) const {
+    return std::visit([&](const auto& norm) { return norm(x); }, norm_);
+}
+
+Tensor FeatureNorm::then_silu(const Tensor& x) const {
+    if (auto* group = std::get_if<GroupNorm>(&norm_)) return group->then_silu(x);
+    return activate((*this)(x), Activation::Silu);
+}
+
+Tensor FeatureNorm::then_silu_in_place(const Tensor& x) const {
+    // The steps of the other norm find out by themselves that nothing else reads x.
+    if (auto* group = std::get_if<GroupNorm>(&norm_)) return group->then_silu_in_place(x);
+    return then_silu(x);
+}
+
 PRelu::PRelu(const Scope& scope, int64_t channels)
     : channels_(channels), slopes_(scope.vector("weight", channels)) {}
 

@@ -2,6 +2,8 @@
 // calling one adds operators to a graph. Only layers know how a parameter is stored.
 #pragma once
 
+#include <variant>
+
 #include "nn/ops.h"
 #include "nn/scope.h"
 
@@ -72,6 +74,32 @@ class GroupNorm {
     int64_t channels_, groups_;
     float eps_;
     ggml_tensor *gamma_, *beta_;
+};
+
+// x / sqrt(mean(x^2)) * gamma over the channels of each point of a feature map.
+class ChannelNorm {
+  public:
+    ChannelNorm(const Scope& scope, int64_t channels)
+        : channels_(channels), gamma_(scope.vector("gamma", channels)) {}
+    Tensor operator()(const Tensor& x) const;
+
+  private:
+    int64_t channels_;
+    ggml_tensor* gamma_;
+};
+
+// The norm of a convolutional network: over groups of channels and all points, or with 0 groups
+// over the channels of each point.
+class FeatureNorm {
+  public:
+    FeatureNorm(const Scope& scope, int64_t channels, int64_t groups, float eps);
+    Tensor operator()(const Tensor& x) const;
+    Tensor then_silu(const Tensor& x) const;
+    // The same in the memory of x, which nothing else may read afterwards.
+    Tensor then_silu_in_place(const Tensor& x) const;
+
+  private:
+    std::variant<GroupNorm, ChannelNorm> norm_;
 };
 
 // x below zero is multiplied by a learned slope per channel (He et al. 2015, arXiv 1502.01852).

@@ -26,16 +26,16 @@ struct Share {
 struct TableSpec {
     int64_t tokens, dims;
     std::vector<double> frequencies;  // one per pair
+    std::vector<int> axes;            // which of the positions turns a pair
 };
 
 void run_table(TableSpec spec, const ggml_tensor* dst, kernels::Team& team) {
-    const int32_t* positions = integers(dst, 0);
     const int64_t pairs = spec.dims / 2;
     const Share share(spec.tokens, team);
     for (int64_t t = share.begin; t < share.end; ++t) {
         float* row = static_cast<float*>(dst->data) + t * spec.dims;
         for (int64_t i = 0; i < pairs; ++i) {
-            const double angle = positions[t] * spec.frequencies[i];
+            const double angle = integers(dst, spec.axes[i])[t] * spec.frequencies[i];
             row[i] = static_cast<float>(std::cos(angle));
             row[pairs + i] = static_cast<float>(std::sin(angle));
         }
@@ -120,12 +120,25 @@ void run_distance(DistanceSpec spec, const ggml_tensor* dst, kernels::Team& team
 }  // namespace
 
 Tensor rotary_table(const Tensor& positions, const RotaryOptions& options) {
+    return rotary_table(std::vector<Tensor>{positions},
+                        {options.dims, options.theta, options.divisors, {options.dims / 2}});
+}
+
+Tensor rotary_table(const std::vector<Tensor>& all, const RotaryOptions& options) {
+    const Tensor& positions = all.front();
     expect(positions.rank() == 2, "positions are [N, tokens]", positions);
+    int64_t turned = 0;
+    for (int64_t section : options.sections) turned += section;
+    expect(options.sections.size() == all.size() && turned == options.dims / 2,
+           "several positions part the pairs of a head among them", positions);
     const auto pairs = static_cast<size_t>(options.dims / 2);
     expect(options.dims > 0 && options.dims % 2 == 0, "rotary positions turn pairs", positions);
     expect(options.divisors.empty() || options.divisors.size() == pairs,
            "rotary positions have one divisor per pair", positions);
-    TableSpec spec{positions.shape().elements(), options.dims, {}};
+    TableSpec spec{positions.shape().elements(), options.dims, {}, {}};
+    for (size_t axis = 0; axis < all.size(); ++axis)
+        spec.axes.insert(spec.axes.end(), static_cast<size_t>(options.sections[axis]),
+                         static_cast<int>(axis));
     for (size_t i = 0; i < pairs; ++i) {
         const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(options.dims);
         const double divisor = options.divisors.empty() ? 1.0 : options.divisors[i];
@@ -134,7 +147,10 @@ Tensor rotary_table(const Tensor& positions, const RotaryOptions& options) {
             static_cast<float>(std::pow(static_cast<double>(options.theta), exponent) / divisor));
     }
     Sources sources;
-    sources.add(positions);
+    for (const Tensor& each : all) {
+        expect_same(positions, each, "the positions of tokens");
+        sources.add(each);
+    }
     const Shape shape{positions.size(0), positions.size(1), options.dims};
     return {positions.graph(),
             custom(positions.graph(), {shape[2], shape[1], shape[0]}, sources, spec, run_table),

@@ -11,9 +11,14 @@ struct RotaryOptions {
     int64_t dims;
     float theta;
     std::vector<float> divisors;  // per pair; empty: all 1
+    // With several positions per token, the pairs that each of them turns (Qwen2-VL, arXiv
+    // 2409.12191).
+    std::vector<int64_t> sections = {};
 };
 // Cosines, then sines, per token: positions [N, tokens] int32 -> [N, tokens, dims].
 Tensor rotary_table(const Tensor& positions, const RotaryOptions& options);
+// The same for several positions, as many as there are sections.
+Tensor rotary_table(const std::vector<Tensor>& positions, const RotaryOptions& options);
 // Turns every head of x [N, tokens, heads * head_dim]. A pair is two neighbours where
 // `interleaved`, else a value of the first half of `dims` with its counterpart in the second.
 Tensor rotate(const Tensor& x, const Tensor& table, int64_t head_dim, bool interleaved);

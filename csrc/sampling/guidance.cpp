@@ -107,6 +107,7 @@ void Guidance::check() const {
     for (float s : scales) in_range("guidance scale", s, 0.0f, kLargestScale);
     check_interval("guidance interval", interval);
     in_range("guidance rescale", rescale, 0.0f, 1.0f);
+    in_range("token side", static_cast<float>(token_side), 0.0f, 64.0f);
     in_range("image scale", image_scale, 0.0f, kLargestScale);
     if (projection) {
         in_range("projection eta", projection->eta, -10.0f, 10.0f);
@@ -133,12 +134,19 @@ void Guidance::check() const {
                     "zero_steps must be 0 or more, not " + std::to_string(zero_star->zero_steps));
 }
 
-Guide::Guide(Guidance guidance, int steps, int64_t pictures, int64_t channels)
+Guide::Guide(Guidance guidance, int steps, const Shape& latents)
     : guidance_(std::move(guidance)),
       steps_(steps),
-      pictures_(static_cast<size_t>(pictures)),
-      channels_(static_cast<size_t>(channels)) {
+      pictures_(static_cast<size_t>(latents[0])),
+      channels_(static_cast<size_t>(latents[1])),
+      height_(static_cast<size_t>(latents[2])),
+      width_(static_cast<size_t>(latents[3])) {
     guidance_.check();
+    const int side = guidance_.token_side;
+    if (side && (latents[2] % side || latents[3] % side))
+        throw Error(
+            ErrorKind::Parameter,
+            "latents " + latents.text() + " are no whole tokens of side " + std::to_string(side));
     if (guidance_.scales.size() != 1 && guidance_.scales.size() != static_cast<size_t>(steps))
         throw Error(ErrorKind::Parameter, "guidance has " +
                                               std::to_string(guidance_.scales.size()) +
@@ -191,6 +199,8 @@ Guide::Values Guide::estimate(int step, std::span<const float> x, float sigma,
             for (Values& values : *group) denoise(values);
     }
     Values out = combine(step, positive, p);
+    if (guidance_.token_side && out != positive) keep_norms(positive, out);
+    if (guidance_.row_norms && out != positive) keep_row_norms(positive, out);
     if (!p.skipped.empty()) push_away(p, p.skipped, guidance_.skip->scale, out);
     if (!p.perturbed.empty()) push_away(p, p.perturbed, guidance_.perturb->scale, out);
     if (guidance_.rescale > 0.0f && out != positive) rescale(positive, out);
@@ -267,6 +277,40 @@ void Guide::rescale(const Values& positive, Values& out) const {
         const float factor =
             1.0f - guidance_.rescale + guidance_.rescale * (found > 0.0f ? wanted / found : 1.0f);
         for (float& value : part) value *= factor;
+    }
+}
+
+void Guide::keep_norms(const Values& positive, Values& out) const {
+    const auto side = static_cast<size_t>(guidance_.token_side);
+    const size_t columns = width_ / side, tokens = height_ / side * columns;
+    const size_t plane = height_ * width_;
+    std::vector<double> wanted(tokens), found(tokens);
+    const auto token = [&](size_t pixel) {
+        return pixel / width_ / side * columns + pixel % width_ / side;
+    };
+    for (size_t at = 0; at < out.size(); at += channels_ * plane) {
+        std::fill(wanted.begin(), wanted.end(), 0.0);
+        std::fill(found.begin(), found.end(), 0.0);
+        for (size_t i = 0; i < channels_ * plane; ++i) {
+            const double p = positive[at + i], o = out[at + i];
+            wanted[token(i % plane)] += p * p;
+            found[token(i % plane)] += o * o;
+        }
+        for (size_t i = 0; i < channels_ * plane; ++i) {
+            const size_t t = token(i % plane);
+            if (found[t] > 0.0) out[at + i] *= static_cast<float>(std::sqrt(wanted[t] / found[t]));
+        }
+    }
+}
+
+void Guide::keep_row_norms(const Values& positive, Values& out) const {
+    for (size_t at = 0; at < out.size(); at += width_) {
+        const auto row = std::span(out).subspan(at, width_);
+        const auto wanted = std::span(positive).subspan(at, width_);
+        const double found = dot(row, row);
+        if (found <= 0.0) continue;
+        const auto factor = static_cast<float>(std::sqrt(dot(wanted, wanted) / found));
+        for (float& value : row) value *= factor;
     }
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "base/shape.h"
 #include "sampling/prediction.h"
 
 namespace sde::sampling {
@@ -73,6 +74,9 @@ struct Guidance {
     // Weight of a result with the positive prediction's standard deviation (Lin et al. 2023, arXiv
     // 2305.08891, section 3.4).
     float rescale = 0.0f;
+    // Side in latents of the tokens whose norms stay those of the positive prediction (Qwen-Image,
+    // arXiv 2508.02324, in diffusers); 0 leaves them to the scale.
+    int token_side = 0;
     // Scale of the picture where there is an image branch (Brooks et al. 2023, arXiv 2211.09800).
     float image_scale = 1.0f;
     std::optional<AdaptiveProjection> projection;
@@ -83,6 +87,9 @@ struct Guidance {
                                            // 2024, arXiv 2403.17377)
     std::optional<NormalizedAttention> nag;
     std::optional<ZeroStar> zero_star;
+    // Every row of latents of the guided prediction keeps the norm of the positive one
+    // (Lumina-Image 2.0 in diffusers).
+    bool row_norms = false;
 
     // Throws Parameter when a number is out of its range.
     void check() const;
@@ -110,7 +117,8 @@ std::vector<float> composed(const Predictions& predictions);
 class Guide {
   public:
     // Throws Parameter when `guidance` is out of range or does not fit the number of steps.
-    Guide(Guidance guidance, int steps, int64_t pictures, int64_t channels);
+    // `latents` is their shape [N, C, h, w].
+    Guide(Guidance guidance, int steps, const Shape& latents);
 
     // `weights` are those of the positive branches, `with_image` says that there is an image
     // branch.
@@ -133,12 +141,14 @@ class Guide {
     Values project(const Values& positive, const Values& negative, float scale);
     void fit(const Values& positive, Values& negative) const;
     void rescale(const Values& positive, Values& out) const;
+    void keep_norms(const Values& positive, Values& out) const;
+    void keep_row_norms(const Values& positive, Values& out) const;
     void mimic(const Values& positive, const Values& negative, Values& out) const;
     void clip(Values& denoised) const;
 
     Guidance guidance_;
     int steps_;
-    size_t pictures_, channels_;
+    size_t pictures_, channels_, height_, width_;
     std::vector<float> momentum_;
 };
 

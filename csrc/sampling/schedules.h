@@ -38,6 +38,10 @@ struct ScheduleOptions {
     std::optional<float> coefficient;  // gits: 0.80 to 1.50 by 0.05 (1.20)
     // Flow: the last sigma above 0; the way from 1 is stretched to it (diffusers' shift_terminal).
     std::optional<float> terminal;
+    // Betas, leading, linspace and trailing: as diffusers' multistep solvers (DPM, DEIS, UniPC)
+    // have them. They space one timestep more and leave out the last, and begin with noise of unit
+    // variance in their own coordinates.
+    bool multistep = false;
 };
 
 // Known names: schedule_names(), described in docs/sampling.md. Throws Parameter for an unknown

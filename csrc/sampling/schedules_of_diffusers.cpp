@@ -33,32 +33,34 @@ Schedule flow_times(int n, double last, const NoiseLevels& levels) {
 
 Schedule leading(int n, const NoiseLevels& levels, const ScheduleOptions& options) {
     check_over_betas("leading", levels, "picks training timesteps");
-    const int ratio = levels.count() / n;
+    const int left_out = options.multistep ? 1 : 0, ratio = levels.count() / (n + left_out);
     std::vector<double> t;
-    for (int i = n - 1; i >= 0; --i) t.push_back(i * ratio + options.steps_offset);
+    for (int i = n - 1; i >= 0; --i) t.push_back((i + left_out) * ratio + options.steps_offset);
     return spaced(t, levels, true);
 }
 
 // Over a flow: what FlowMatchEulerDiscreteScheduler does with a dynamic shift and no sigmas.
-Schedule linspace(int n, const NoiseLevels& levels, const ScheduleOptions&) {
+Schedule linspace(int n, const NoiseLevels& levels, const ScheduleOptions& options) {
     if (levels.kind() == NoiseLevels::Kind::Flow)
         return flow_times(n, 1.0 / levels.count(), levels);
     check_over_betas("linspace", levels, "picks training timesteps");
     std::vector<double> t;
+    const int last = levels.count() - 1;
     for (int i = n - 1; i >= 0; --i)
-        t.push_back(static_cast<float>((levels.count() - 1) * along(i, n)));
-    return spaced(t, levels, false);
+        t.push_back(options.multistep ? std::nearbyint(static_cast<double>(last) * (i + 1) / n)
+                                      : static_cast<float>(last * along(i, n)));
+    return spaced(t, levels, options.multistep);
 }
 
 // Over a flow: what the pipelines of FLUX and Qwen-Image pass, sigmas from 1 to 1 / n.
-Schedule trailing(int n, const NoiseLevels& levels, const ScheduleOptions&) {
+Schedule trailing(int n, const NoiseLevels& levels, const ScheduleOptions& options) {
     if (levels.kind() == NoiseLevels::Kind::Flow) return flow_times(n, 1.0 / n, levels);
     check_over_betas("trailing", levels, "picks training timesteps");
     const double ratio = static_cast<double>(levels.count()) / n;
     std::vector<double> t;
     // std::nearbyint rounds halves to even, as numpy does.
     for (int i = 0; i < n; ++i) t.push_back(std::nearbyint(levels.count() - i * ratio) - 1);
-    return spaced(t, levels, false);
+    return spaced(t, levels, options.multistep);
 }
 
 }  // namespace

@@ -4,11 +4,10 @@
 #include <optional>
 
 #include "base/error.h"
+#include "stages/tiles.h"
 
 namespace sde {
 namespace {
-
-constexpr int64_t kCircularX = 1, kCircularY = 2;
 
 // One direction of an autoencoder as a map between two pixel grids whose sizes have the ratio
 // in_scale : out_scale.
@@ -27,63 +26,20 @@ struct Direction {
     }
 };
 
-// How one axis is cut, in latents.
-struct Cuts {
-    int64_t total, size, overlap;
-    bool ring;  // cut, and the last tile's neighbour is the first
-
-    Cuts(int64_t total_, const Tiling& tiling, bool circular)
-        : total(total_),
-          size(tiling.size ? std::min(tiling.size, total_) : total_),
-          overlap(size < total_ ? tiling.overlap : 0),
-          ring(circular && size < total_) {}
-
-    // Start positions of tiles that cover the axis; without a ring the last one is flush with the
-    // end.
-    std::vector<int64_t> starts() const {
-        std::vector<int64_t> found{0};
-        const int64_t stride = size - overlap, end = ring ? total + overlap : total;
-        while (found.back() + size < end)
-            found.push_back(ring ? found.back() + stride
-                                 : std::min(found.back() + stride, total - size));
-        return found;
+// Weights of the points of the tile at `start`, `scale` points per latent, by which tiles are
+// blended. At a side that has a neighbour they rise linearly over the middle half of the overlap:
+// the outer quarter, which lacks most of its surroundings, is left to the neighbour.
+std::vector<float> ramp(const Cuts& cuts, int64_t start, int64_t scale) {
+    const int64_t points = cuts.size * scale, width = cuts.overlap * scale;
+    std::vector<float> weights(static_cast<size_t>(points), 1.0f);
+    for (int64_t i = 0; i < width; ++i) {
+        const float at = (static_cast<float>(i) + 0.5f) / static_cast<float>(width);
+        const float rise = std::clamp(2.0f * at - 0.5f, 0.0f, 1.0f);
+        if (cuts.ring || start > 0) weights[i] = std::min(weights[i], rise);
+        if (cuts.ring || start + cuts.size < cuts.total)
+            weights[points - 1 - i] = std::min(weights[points - 1 - i], rise);
     }
-
-    // Weights of the points of the tile at `start`, `scale` points per latent, by which tiles are
-    // blended. At a side that has a neighbour they rise linearly over the middle half of the
-    // overlap: the outer quarter, which lacks most of its surroundings, is left to the neighbour.
-    std::vector<float> ramp(int64_t start, int64_t scale) const {
-        const int64_t points = size * scale, width = overlap * scale;
-        std::vector<float> weights(static_cast<size_t>(points), 1.0f);
-        for (int64_t i = 0; i < width; ++i) {
-            const float at = (static_cast<float>(i) + 0.5f) / static_cast<float>(width);
-            const float rise = std::clamp(2.0f * at - 0.5f, 0.0f, 1.0f);
-            if (ring || start > 0) weights[i] = std::min(weights[i], rise);
-            if (ring || start + size < total)
-                weights[points - 1 - i] = std::min(weights[points - 1 - i], rise);
-        }
-        return weights;
-    }
-};
-
-// The points [top, top + height) x [left, left + width) of picture `n`, beyond an edge those of the
-// other side.
-HostArray cut(const HostArray& whole, int64_t n, int64_t top, int64_t left, int64_t height,
-              int64_t width) {
-    const int64_t channels = whole.shape[1], rows = whole.shape[2], columns = whole.shape[3];
-    HostArray piece;
-    piece.shape = Shape{1, channels, height, width};
-    piece.floats.resize(static_cast<size_t>(channels * height * width));
-    const int64_t before = std::min(width, columns - left);
-    for (int64_t c = 0; c < channels; ++c)
-        for (int64_t y = 0; y < height; ++y) {
-            const float* row =
-                whole.floats.data() + ((n * channels + c) * rows + (top + y) % rows) * columns;
-            float* to = piece.floats.data() + (c * height + y) * width;
-            std::copy_n(row + left, before, to);
-            std::copy_n(row, width - before, to + before);
-        }
-    return piece;
+    return weights;
 }
 
 // A picture [C, rows, columns] that is the weighted mean of tiles.
@@ -126,17 +82,18 @@ class Blend {
 void run_tiled(const Direction& run, const HostArray& in, int64_t n, const Tiling& tiling,
                HostArray& out) {
     const int64_t in_s = run.in_scale, out_s = run.out_scale;
-    const Cuts down(in.shape[2] / in_s, tiling, tiling.circular & kCircularY);
-    const Cuts across(in.shape[3] / in_s, tiling, tiling.circular & kCircularX);
+    const Cuts down(in.shape[2] / in_s, tiling.size, tiling.overlap, tiling.circular & kCircularY);
+    const Cuts across(in.shape[3] / in_s, tiling.size, tiling.overlap,
+                      tiling.circular & kCircularX);
     // A tile that spans an axis wraps around inside the network, the others by their neighbours.
-    const int64_t circular = tiling.circular & ((down.size < down.total ? 0 : kCircularY) |
-                                                (across.size < across.total ? 0 : kCircularX));
+    const int64_t circular =
+        tiling.circular & ((down.whole() ? kCircularY : 0) | (across.whole() ? kCircularX : 0));
     const int64_t rows = down.total * out_s, columns = across.total * out_s;
     std::optional<Blend> blend;
     for (int64_t top : down.starts())
         for (int64_t left : across.starts()) {
             const HostArray tile =
-                run(cut(in, n, top * in_s, left * in_s, down.size * in_s, across.size * in_s),
+                run(cut(in, n, 1, top * in_s, left * in_s, down.size * in_s, across.size * in_s),
                     circular);
             const int64_t channels = tile.shape[1];
             if (out.floats.empty()) {
@@ -146,8 +103,8 @@ void run_tiled(const Direction& run, const HostArray& in, int64_t n, const Tilin
             if (!blend)
                 blend.emplace(out.floats.data() + n * channels * rows * columns, channels, rows,
                               columns);
-            blend->add(tile, top * out_s, left * out_s, down.ramp(top, out_s),
-                       across.ramp(left, out_s));
+            blend->add(tile, top * out_s, left * out_s, ramp(down, top, out_s),
+                       ramp(across, left, out_s));
         }
     blend->finish();
 }
@@ -171,7 +128,7 @@ HostArray run_all(const Direction& run, const HostArray& in, const Tiling& tilin
             run_tiled(run, in, n, tiling, out);
             continue;
         }
-        const HostArray one = run(cut(in, n, 0, 0, in.shape[2], in.shape[3]), tiling.circular);
+        const HostArray one = run(cut(in, n, 1, 0, 0, in.shape[2], in.shape[3]), tiling.circular);
         if (n == 0) out.shape = Shape{in.shape[0], one.shape[1], one.shape[2], one.shape[3]};
         out.floats.insert(out.floats.end(), one.floats.begin(), one.floats.end());
     }

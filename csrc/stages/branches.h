@@ -17,7 +17,7 @@ struct Branch {
     static Role parse(const std::string& role);
 
     Role role = Role::Positive;
-    HostArrays inputs;  // context, class_embedding, ...
+    HostArrays inputs;  // context (with `lengths` where texts are unequal), class_embedding, ...
     float weight = 1.0f;
     HostArray extra_channels;  // [N, E, h, w] behind the latents' channels (inpainting, editing),
                                // or empty
@@ -32,9 +32,10 @@ struct BranchCall {
     std::vector<ActiveControl> controls = {};
 };
 
-// Evaluates `calls` for latents x [N, C, h, w]: those whose inputs have equal shapes and whose
-// options are equal in one batch, or each alone when `split` (slower, less memory). Returns the
-// number of branches evaluated.
+// Evaluates `calls` for latents x [N, C, h, w]: pictures whose inputs have equal shapes and whose
+// options are equal in one batch, whichever calls they are of, or each call alone when `split`
+// (slower, less memory). Inputs with `lengths` are cut to those of their pictures first, so that no
+// network sees what they were filled up with. Returns the number of branches evaluated.
 int64_t evaluate(Runner& denoiser, const std::vector<BranchCall>& calls, std::span<const float> x,
                  const Shape& latents, float timestep, bool split, const CancelCheck& cancel);
 

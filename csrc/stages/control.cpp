@@ -4,33 +4,19 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "stages/entries.h"
 
 namespace sde {
 namespace {
 
-// The inputs that a control network shares with the denoiser, where the denoiser has them.
-constexpr const char* kShared[] = {"timesteps", "context", "class_embedding"};
-
-HostArray repeated(const HostArray& array, size_t times) {
-    HostArray out = array;
-    std::vector<int64_t> dims = array.shape.dims();
-    dims[0] *= static_cast<int64_t>(times);
-    out.shape = Shape(dims);
-    for (size_t i = 1; i < times; ++i) {
-        out.floats.insert(out.floats.end(), array.floats.begin(), array.floats.end());
-        out.ids.insert(out.ids.end(), array.ids.begin(), array.ids.end());
-    }
-    return out;
-}
-
-HostArrays evaluated(const Control& control, const HostArray& latents, size_t branches,
-                     const networks::Options& options, const HostArrays& denoiser,
-                     const CancelCheck& cancel) {
+HostArrays evaluated(const Control& control, const HostArray& latents,
+                     const std::vector<int64_t>& pictures, const networks::Options& options,
+                     const HostArrays& denoiser, const CancelCheck& cancel) {
     HostArrays inputs;
-    for (const auto& [name, array] : control.inputs) inputs[name] = repeated(array, branches);
+    for (const auto& [name, array] : control.inputs) inputs[name] = gathered(array, pictures);
     if (!control.network) return inputs;
     inputs["latents"] = latents;
-    for (const char* name : kShared)
+    for (const std::string& name : control.shared)
         if (const auto found = denoiser.find(name); found != denoiser.end()) inputs.insert(*found);
     networks::Options own;
     if (const auto circular = options.find("circular"); circular != options.end())
@@ -87,11 +73,11 @@ void Control::check(int64_t pictures, int steps) const {
 }
 
 void add_residuals(const std::vector<ActiveControl>& controls, const HostArray& latents,
-                   size_t branches, const networks::Options& options, HostArrays& inputs,
-                   const CancelCheck& cancel) {
+                   const std::vector<int64_t>& pictures, const networks::Options& options,
+                   HostArrays& inputs, const CancelCheck& cancel) {
     HostArrays sums;
     for (const auto& [control, weight] : controls) {
-        HostArrays residuals = evaluated(*control, latents, branches, options, inputs, cancel);
+        HostArrays residuals = evaluated(*control, latents, pictures, options, inputs, cancel);
         for (auto& [name, residual] : residuals) {
             if (control->pooled) pool(residual);
             const auto factor = control->factors.find(name);

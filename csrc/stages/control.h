@@ -22,6 +22,8 @@ struct Control {
     std::map<std::string, float> factors;  // of single residuals; those not named take 1
     bool positive_only = false;            // other branches go without
     bool pooled = false;  // a residual's mean over the picture stands for each of its pixels
+    // The denoiser's inputs that the network is given too, where `inputs` has none of that name.
+    std::vector<std::string> shared = {"timesteps", "context", "class_embedding"};
 
     // Throws Parameter when there is not one weight per step, or a number or a shape is wrong.
     void check(int64_t pictures, int steps) const;
@@ -34,10 +36,10 @@ struct ActiveControl {
     bool operator==(const ActiveControl&) const = default;
 };
 
-// Adds the residuals of all `controls` up and puts them into `inputs`, which has those of
-// `branches` branches one behind the other; `latents` are the same without extra channels.
+// Adds the residuals of all `controls` up and puts them into `inputs`, whose entries belong to
+// `pictures` in that order; `latents` are the same without extra channels.
 void add_residuals(const std::vector<ActiveControl>& controls, const HostArray& latents,
-                   size_t branches, const networks::Options& options, HostArrays& inputs,
-                   const CancelCheck& cancel);
+                   const std::vector<int64_t>& pictures, const networks::Options& options,
+                   HostArrays& inputs, const CancelCheck& cancel);
 
 }  // namespace sde

@@ -36,6 +36,16 @@ void check_array(const std::string& name, const HostArray& array, int64_t pictur
                         "; it must have " + std::to_string(pictures) + " entries, one per picture");
     if (!finite(array.floats))
         throw Error(ErrorKind::Parameter, "a branch's '" + name + "' holds NaN or infinity");
+    const std::vector<int64_t>& lengths = array.lengths;
+    if (lengths.empty()) return;
+    const bool fit = array.shape.rank() >= 2 && std::ssize(lengths) == pictures &&
+                     std::all_of(lengths.begin(), lengths.end(), [&](int64_t length) {
+                         return length >= 1 && length <= array.shape[1];
+                     });
+    if (!fit)
+        throw Error(ErrorKind::Parameter,
+                    "a branch's lengths are one per picture, from 1 to the tokens of its '" + name +
+                        "', which has the shape " + array.shape.text());
 }
 
 void check_map(const char* name, const HostArray& array, const Shape& latents, int64_t channels) {
@@ -119,8 +129,11 @@ std::unique_ptr<sampling::Sampler> first_sampler(const DenoiseSetup& setup) {
 DenoiseRun::DenoiseRun(std::shared_ptr<const DenoiseSetup> setup)
     : setup_(std::move(setup)),
       sampler_(first_sampler(*setup_)),
-      guide_(setup_->guidance, sampler_->steps(), setup_->latents[0], setup_->latents[1]) {
-    for (const Phase& phase : setup_->phases) check_phase(phase, setup_->latents);
+      guide_(setup_->guidance, sampler_->steps(), setup_->latents) {
+    for (const Phase& phase : setup_->phases) {
+        check_phase(phase, setup_->latents);
+        if (setup_->tiles) setup_->tiles->check(phase.branches, setup_->latents);
+    }
     if (setup_->blend) check_blend(*setup_->blend, setup_->latents);
     for (const Control& control : setup_->controls)
         control.check(setup_->latents[0], sampler_->steps());
@@ -270,8 +283,11 @@ void DenoiseRun::denoise(std::span<const float> x, float sigma, std::span<float>
     for (float& value : input) value *= scale;
     sampling::Predictions predictions;
     std::vector<BranchCall> calls = plan(needs, predictions);
-    evaluations_ += evaluate(*setup_->denoiser, calls, input, setup_->latents, timestep(sigma),
-                             setup_->split, cancel);
+    evaluations_ += setup_->tiles
+                        ? evaluate_tiled(*setup_->tiles, *setup_->denoiser, calls, input,
+                                         setup_->latents, timestep(sigma), setup_->split, cancel)
+                        : evaluate(*setup_->denoiser, calls, input, setup_->latents,
+                                   timestep(sigma), setup_->split, cancel);
     if (!unguided.empty())
         setup_->prediction.denoise(x, needs.negative ? predictions.negative : composed(predictions),
                                    sigma, unguided);
@@ -281,13 +297,17 @@ void DenoiseRun::denoise(std::span<const float> x, float sigma, std::span<float>
 }
 
 void DenoiseRun::keep_original() {
+    constexpr float kSlack = 1e-3f;  // of a step: 0.4 is a rounding away from 4 steps of 10
     const Blend& blend = *setup_->blend;
     const float sigma = sampler_->sigma(), scale = setup_->prediction.latents_scale(sigma);
     Values x(sampler_->x().begin(), sampler_->x().end());
     const size_t pixels = static_cast<size_t>(setup_->latents[2] * setup_->latents[3]);
     const size_t channels = static_cast<size_t>(setup_->latents[1]);
+    const float steps = static_cast<float>(sampler_->steps());
+    const float done = static_cast<float>(sampler_->index());
     for (size_t i = 0; i < x.size(); ++i) {
-        const float mask = blend.mask.floats[i / (channels * pixels) * pixels + i % pixels];
+        float mask = blend.mask.floats[i / (channels * pixels) * pixels + i % pixels];
+        if (blend.differential) mask = (1.0f - mask) * steps > done - 1.0f + kSlack ? 0.0f : 1.0f;
         const float original = scale * blend.original.floats[i] + sigma * blend.noise.floats[i];
         x[i] = (1.0f - mask) * original + mask * x[i];
     }

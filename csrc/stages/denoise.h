@@ -8,6 +8,7 @@
 #include "sampling/sampler.h"
 #include "sampling/schedules.h"
 #include "stages/branches.h"
+#include "stages/tiles.h"
 
 namespace sde {
 
@@ -22,6 +23,11 @@ struct Phase {
 struct Blend {
     HostArray original, noise;  // [N, C, h, w]
     HostArray mask;             // [N, 1, h, w], 0 keeps the original, 1 repaints
+    // The mask is a strength per latent instead of an opacity: a latent of mask m is the original's
+    // until floor(m * steps) steps are left, and free from there on (Levin and Fried 2023,
+    // "Differential Diffusion", arXiv 2306.00950). So a mask of m everywhere is a run from the
+    // noisy original with strength m.
+    bool differential = false;
 };
 
 // Everything about a run that stays the same from its first step to its last.
@@ -39,6 +45,7 @@ struct DenoiseSetup {
     networks::Options options = {};  // of every evaluation ("circular")
     bool split = false;              // branches one by one instead of in one batch
     std::vector<Control> controls = {};
+    std::optional<TiledDiffusion> tiles = {};
 };
 
 // One generation's denoising, steppable.

@@ -27,6 +27,9 @@ struct HostArray {
     std::vector<float> floats;
     std::vector<int32_t> ids;  // used instead of floats when not empty
     Layout layout = Layout::Torch;
+    // Of every entry along the second axis, where shorter entries were filled up to the longest;
+    // empty where all of them fill it. Networks are given entries of one length: see `evaluate`.
+    std::vector<int64_t> lengths = {};
 };
 using HostArrays = std::map<std::string, HostArray>;
 

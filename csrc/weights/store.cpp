@@ -29,6 +29,13 @@ void TensorSource::validate(const std::string& name) const {
             fail("'" + name + "' has the impossible shape " + shape.text());
         elements *= static_cast<uint64_t>(dim);
     }
+    if (padding != 0) {
+        if (shape.rank() != 2 || padding < 0 || padding >= shape[1] || transpose ||
+            !strides.empty())
+            fail("'" + name + "' " + shape.text() + " cannot be widened by " +
+                 std::to_string(padding) + " columns");
+        elements -= static_cast<uint64_t>(shape[0] * padding);
+    }
     const auto block = static_cast<uint64_t>(dtype.block_elements());
     if (elements % block != 0)
         fail("'" + name + "' " + shape.text() + " cannot be stored in blocks of " +
@@ -55,6 +62,17 @@ void TensorSource::validate(const std::string& name) const {
 }
 
 std::vector<float> TensorSource::read(const uint8_t* bytes) const {
+    if (padding != 0) {
+        TensorSource narrow = *this;
+        narrow.padding = 0;
+        narrow.shape = Shape{shape[0], shape[1] - padding};
+        const std::vector<float> values = narrow.read(bytes);
+        std::vector<float> widened(static_cast<size_t>(shape.elements()));
+        const int64_t columns = narrow.shape[1];
+        for (int64_t row = 0; row < shape[0]; ++row)
+            std::copy_n(values.begin() + row * columns, columns, widened.begin() + row * shape[1]);
+        return widened;
+    }
     const int64_t elements = shape.elements();
     std::vector<float> values(static_cast<size_t>(elements));
     if (!strides.empty()) {
@@ -71,6 +89,8 @@ std::vector<float> TensorSource::read(const uint8_t* bytes) const {
     } else {
         to_float(dtype, bytes, values.data(), elements);
     }
+    if (scale != 1.0f)
+        for (float& value : values) value *= scale;
     if (!transpose) return values;
     // `shape` is the wanted [rows, columns]; the bytes hold [columns, rows].
     const int64_t rows = shape[0], columns = shape[1];
@@ -132,16 +152,16 @@ ggml_tensor* WeightStore::parameter(const std::string& name, const Shape& shape,
     if (entry.tensor) return entry.tensor;
 
     const uint8_t* bytes = entry.file->bytes(source.offset, source.nbytes);
-    const bool plain =
-        source.strides.empty() && !source.transpose && source.dtype.foreign == DType::Foreign::None;
+    const bool rearranged = source.transpose || source.padding != 0;
+    const bool plain = source.plain() && source.dtype.foreign == DType::Foreign::None;
     ggml_type type =
         use == Use::Vector ? GGML_TYPE_F32 : entry.convert_to.value_or(source.dtype.type);
     // Files may quantize a tensor as one long run (reshaped to rows of 256), so that a block spans
     // two of our rows; such a parameter is held as f16 instead.
     const int64_t row_elements = shape.rank() > 1 ? shape.elements() / shape[0] : shape.elements();
     if (row_elements % ggml_blck_size(type) != 0) type = GGML_TYPE_F16;
-    // Blocks cannot be transposed, and to quantize their values again would lose a second time.
-    if (source.transpose && !entry.convert_to && ggml_is_quantized(type)) type = GGML_TYPE_F32;
+    // Blocks cannot be rearranged, and to quantize their values again would lose a second time.
+    if (rearranged && !entry.convert_to && ggml_is_quantized(type)) type = GGML_TYPE_F32;
     // Blocks of quantized types hold 16-bit fields at most; an odd address (possible in a
     // safetensors file) is copied.
     const size_t natural = type == GGML_TYPE_F32 ? 4 : 2;

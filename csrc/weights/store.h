@@ -24,10 +24,14 @@ struct TensorSource {
     Shape shape;
     std::vector<int64_t> strides;  // in elements; empty = contiguous
     bool transpose = false;  // the file holds the transpose of a matrix [rows, columns] = shape
+    int64_t padding = 0;     // columns of zeros at the end of each row, which the file has not
+    float scale = 1.0f;      // what the file's values are to be multiplied with
 
     // Checks that shape, type, strides and byte count agree; throws Weights otherwise. `name` is
     // for the message.
     void validate(const std::string& name) const;
+    // Whether the bytes are the parameter's as they are, but for their type.
+    bool plain() const { return strides.empty() && !transpose && padding == 0 && scale == 1.0f; }
     // The values as float32 in C order of `shape`, from the mapped bytes.
     std::vector<float> read(const uint8_t* bytes) const;
 };

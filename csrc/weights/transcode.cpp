@@ -38,7 +38,7 @@ uint64_t transcode(const TensorSource& source, const std::string& path, uint64_t
     const MappedFile file{std::filesystem::path(source.path)};
     const uint8_t* bytes = file.bytes(source.offset, source.nbytes);
     const size_t out_bytes = dtype.bytes(elements);
-    const bool plain = source.strides.empty() && !source.transpose && !edit;
+    const bool plain = source.plain() && !edit;
     if (plain && source.dtype.foreign == DType::Foreign::None && source.dtype.type == dtype.type) {
         write(path, offset, bytes, out_bytes);
         return out_bytes;

@@ -35,12 +35,16 @@ from .errors import (
     WeightsError,
 )
 from .events import StepEvent
+from .grids import animation, grid, xy_grid
 from .guidance import Guidance
 from .inspection import ModelInfo, inspect
 from .options import GenerateOptions
+from .outpainting import outpaint
 from .pipeline import Pipeline
+from .previews import Frames
 from .results import Result
 from .run import Run
+from .tiled_diffusion import TiledDiffusion
 from .upscalers import Upscaler, load_upscaler
 
 __all__ = [
@@ -50,6 +54,7 @@ __all__ = [
     "Device",
     "DeviceError",
     "FormatError",
+    "Frames",
     "GenerateOptions",
     "Guidance",
     "Lora",
@@ -63,21 +68,26 @@ __all__ = [
     "Run",
     "SDEngineError",
     "StepEvent",
+    "TiledDiffusion",
     "TokenizerError",
     "UnsupportedModelError",
     "UnwiseWarning",
     "Upscaler",
     "WeightsError",
     "__version__",
+    "animation",
     "convert",
     "devices",
     "errors",
     "generate",
+    "grid",
     "guidance",
     "inspect",
     "load",
     "load_upscaler",
+    "outpaint",
     "profiling",
     "random",
     "sampling",
+    "xy_grid",
 ]

@@ -33,6 +33,8 @@ class WeightStore:
         strides: Sequence[int] | None = None,
         transpose: bool = False,
         convert_to: str | None = None,
+        padding: int = 0,
+        scale: float = 1.0,
     ) -> None: ...
     def __contains__(self, name: str) -> bool: ...
     @property
@@ -56,6 +58,8 @@ def transcode(
     threads: int = 0,
     adapters: Sequence[tuple[Adapter, float]] = ...,
     parameter: str = "",
+    padding: int = 0,
+    scale: float = 1.0,
 ) -> int: ...
 def read_values(
     dtype: str,
@@ -195,6 +199,8 @@ class Guidance:
         perturb: _Layers | None = None,
         nag: tuple[float, float, float] | None = None,
         zero_steps: int | None = None,
+        token_side: int = 0,
+        row_norms: bool = False,
     ) -> None: ...
 
 @final
@@ -207,6 +213,7 @@ class Branch:
         inputs: Mapping[str, NDArray[Any]],
         weight: float = 1.0,
         extra_channels: _Array | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> None: ...
 
 @final
@@ -222,6 +229,7 @@ class Control:
         factors: Mapping[str, float] = ...,
         positive_only: bool = False,
         pooled: bool = False,
+        shared: Sequence[str] | None = None,
     ) -> None: ...
 
 @final
@@ -247,10 +255,11 @@ class DenoiseRun:
         brownian: bool | None = None,
         order: int | None = None,
         churn: Sequence[float] = ...,
-        blend: tuple[_Array, _Array, _Array] | None = None,
+        blend: tuple[_Array, _Array, _Array, bool] | None = None,
         options: Mapping[str, int] = ...,
         split: bool = False,
         controls: Sequence[Control] = ...,
+        tiles: tuple[int, int, str] | None = None,
     ) -> None: ...
     def step(self, cancel: CancelToken | None = None) -> None: ...
     @property
@@ -344,6 +353,7 @@ class Schedule:
         spacing: str = "",
         coefficient: float | None = None,
         terminal: float | None = None,
+        multistep: bool = False,
     ) -> None: ...
     @staticmethod
     def from_sigmas(sigmas: Sequence[float] | _Array, levels: NoiseLevels) -> Schedule: ...

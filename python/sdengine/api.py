@@ -6,15 +6,15 @@ import threading
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .adapters import LoraLike, as_loras
 from .control import ControlNet
 from .embeddings import Embeddings
 from .errors import ParameterError, SDEngineError
+from .loading.text_parts import Tokenizers
 from .pipeline import ModelSource, Pipeline
 from .results import Result
-from .tokenizers import ClipTokenizer
 
 AnyPath = str | PathLike[str]
 
@@ -27,7 +27,7 @@ def load(
     *,
     vae: AnyPath | Sequence[AnyPath] | None = None,
     text_encoders: AnyPath | Sequence[AnyPath] | Mapping[str, AnyPath] | None = None,
-    tokenizer: AnyPath | ClipTokenizer | None = None,
+    tokenizer: Tokenizers | None = None,
     family: str | None = None,
     prediction: str | None = None,
     device: str = "auto",
@@ -39,6 +39,8 @@ def load(
     controlnets: AnyPath | ControlNet | Sequence[AnyPath | ControlNet] = (),
     ip_adapter: AnyPath | None = None,
     image_encoder: AnyPath | None = None,
+    preview_vae: AnyPath | Sequence[AnyPath] | None = None,
+    prompt_cache: AnyPath | Literal[False] | None = None,
 ) -> Pipeline:
     """Load a model. Weights are mapped, not read: this takes milliseconds.
 
@@ -46,10 +48,11 @@ def load(
         model: a GGUF, safetensors or torch checkpoint file, or a diffusers folder.
         vae: a file or folder whose autoencoder replaces the model's, or completes it; or the encoder
             file and the decoder file of a tiny one (TAESD).
-        text_encoders: the same for text encoders: a path, a list, or a mapping from component names.
+        text_encoders: the same for text encoders: a path, a list, or a mapping from their names: the component's, or
+            ``clip_l``, ``clip_g``, ``t5xxl``.
         tokenizer: a folder with ``vocab.json`` and ``merges.txt``, a ``tokenizer.json``, or a
-            tokenizer; None looks in the GGUF, in the model's folder, beside the file and in the hub
-            cache.
+            tokenizer; a mapping from the text encoders' names where there are several. None looks in the GGUF, in
+            the model's folder, beside the file and in the hub cache.
         family: take the model for a member of this family instead of finding out.
         prediction: what the denoiser predicts where files do not tell or are wrong: ``"epsilon"``, ``"v_prediction"``
             or ``"sample"``.
@@ -62,8 +65,12 @@ def load(
         loras: LoRAs that apply to every call, see :meth:`sdengine.Pipeline.set_loras` and docs/adapters.md.
         lora_dir: folder where ``<lora:name:0.8>`` in a prompt finds its file, subfolders too.
         controlnets: files or folders of ControlNets and T2I adapters for this model, see docs/control.md.
-        ip_adapter: the file of an IP-Adapter for this model.
-        image_encoder: the CLIP vision encoder that it was trained with; None looks beside it.
+        ip_adapter: the file of an IP-Adapter for this model, or the file or folder of FLUX.1 Redux.
+        image_encoder: the CLIP or SigLIP vision encoder that it was trained with; None looks beside it.
+        preview_vae: a tiny autoencoder for this model's latents (TAESD, TAESDXL, TAESD3, TAEF1) that draws previews:
+            one file or folder, or the encoder file and the decoder file.
+        prompt_cache: a folder that keeps encoded prompts for other processes, up to 1 GiB; None keeps them in memory
+            only (128 MiB), False nowhere. What is kept is bit for bit what the text encoders give.
 
     Returns:
         A pipeline, ready to generate.
@@ -91,6 +98,8 @@ def load(
         controlnets=[controlnets] if isinstance(controlnets, single) else _listed(controlnets),
         ip_adapter=ip_adapter,
         image_encoder=image_encoder,
+        preview_vae=preview_vae,
+        prompt_cache=prompt_cache,
     )
     return source.open()
 

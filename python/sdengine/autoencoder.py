@@ -86,6 +86,23 @@ class Autoencoder:
         _release(self.decoder)
         return made
 
+    def decoding_bytes(self, shape: Sequence[int], tile: int | None, circular: int = 0) -> int:
+        """Memory that :meth:`decode` and making pictures of it take, for latents ``[N, C, h, w]``.
+
+        Raises:
+            ParameterError: `tile` is out of range.
+        """
+        count, channels, height, width = shape
+        one = (1, channels, height, width)
+        side, _ = _tiling(self.decoder, "latents", one, 1, tile, circular)
+        high, wide = (min(height, side), min(width, side)) if side else (height, width)
+        options = {"circular": circular}
+        network = self.decoder.planned_bytes({"latents": [1, channels, high, wide]}, options)
+        pixels = height * width * self.factor**2
+        # Three channels in float32 and in bytes; once more in bytes while they are checked.
+        pictures = count * pixels * 3 * (4 + 1 + 1)
+        return network + pictures + pixels * 4 * 4  # and tiles' weights, or a channel's rounding
+
     def encode(
         self,
         image: Array,

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from os import PathLike
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core, images
+from . import _core
 from .conditioning import embed_numbers
+from .control_options import ControlInput
+from .dit_control import FLUX_TYPES, KINDS, SD3_TYPES, DiTControl, centred, check_type
 from .errors import ParameterError
+from .formats import open_index
 from .loading import ComponentPlan, ModelPlan
-from .loading.control import plan_control
+from .loading.control import is_for_shuffled, plan_control
+from .loading.control_lora import plan_over_base, title_of_changes
+from .params import SEAMLESS
+from .picture_inputs import PictureEncoder
 from .stores import make_store
 
 Array = NDArray[np.float32]
 AnyPath = str | PathLike[str]
-Mode = Literal["balanced", "prompt", "control"]
 
-MODES = ("balanced", "prompt", "control")
 SOFTER = 0.825
 """Each residual takes this part of the next deeper one's weight where the prompt or the control is more important
 (lllyasviel/ControlNet, and sd-webui-controlnet)."""
 _SOFT_FEATURES = (0.25, 0.62, 0.825, 1.0)
 """The same for the features of a T2I adapter (sd-webui-controlnet)."""
 _TASK_WIDTH = 256  # of the sinusoid that tells a union whether a task is meant
-_SHUFFLE = "shuffle"  # in the file's name: trained on the means of its residuals
-MOST_SCALE = 10.0
+_BAND, _MARGIN = 1024, 64
+"""Rows of a large control picture that are read at once, and those around them that are read with them."""
 TYPES: Mapping[str, int] = {
     "openpose": 0,
     "depth": 1,
@@ -54,11 +57,11 @@ class ControlNet:
     """A control network as :func:`sdengine.load` takes it: a ControlNet or a T2I adapter.
 
     Attributes:
-        path: a safetensors, torch or GGUF file, or a diffusers folder.
+        path: a safetensors, torch or GGUF file, or a diffusers folder; a Control-LoRA too.
         pooled: the mean of each residual over the picture stands for all its pixels, as ControlNets for shuffled
             pictures need; None is what config.json says, or the file's name where it has "shuffle" in it.
-        type: what a ControlNet-Union gets to see, one of :data:`sdengine.control.TYPES`. Give the file several times
-            to use several of its types at once.
+        type: what a ControlNet-Union gets to see, one of :data:`sdengine.control.TYPES` (SDXL) or
+            :data:`sdengine.dit_control.FLUX_TYPES`. Give the file several times to use several of its types at once.
     """
 
     path: AnyPath
@@ -66,18 +69,12 @@ class ControlNet:
     type: str | None = None
 
 
-@dataclass(frozen=True)
-class ControlInput:
-    """One control network's part in one run, in plain values and numpy."""
-
-    net: int
-    """Its place in ``controlnets``."""
-    picture: Array
-    """``[N or 1, 3, H, W]``, 0 to 1."""
-    weights: list[float]
-    """One per step; 0 leaves it out."""
-    mode: Mode = "balanced"
-    guess: bool = False
+def parse_control(text: str) -> AnyPath | ControlNet:
+    """``FILE`` or ``FILE:TYPE``, as the command line takes it."""
+    path, _, name = text.rpartition(":")
+    if path and name in (*TYPES, *FLUX_TYPES, *SD3_TYPES):
+        return ControlNet(path, type=name)
+    return text
 
 
 class LoadedControl:
@@ -96,16 +93,24 @@ class LoadedControl:
         weight_type: str | None = None,
     ) -> None:
         given = given if isinstance(given, ControlNet) else ControlNet(given)
-        self.plan: ComponentPlan = plan_control(given.path, model)
+        index, changes = open_index(given.path), None
+        if title_of_changes(index) is None:
+            self.plan: ComponentPlan = plan_control(given.path, model)
+        else:
+            self.plan, changes = plan_over_base(index, model)
         config = self.plan.config
-        named = _SHUFFLE in Path(given.path).stem.lower() or bool(config.get("global_pool"))
-        self.pooled = named if given.pooled is None else given.pooled
+        denoiser = model.components[model.family.denoiser].config
         self.is_adapter = self.plan.kind == "t2i_adapter"
+        self._levels = len(denoiser.get("block_out_channels", ()))
+        self._dit = self._of_transformer(given, model) if self.plan.kind in KINDS else None
         self._task = self._union_task(given.type)
-        self._levels = len(model.components[model.family.denoiser].config["block_out_channels"])
+        named = is_for_shuffled(given.path) or bool(config.get("global_pool"))
+        self.pooled = named and self._dit is None if given.pooled is None else given.pooled
         self.network = _core.Network(
             self.plan.kind, dict(config), make_store(self.plan, weight_type), device
         )
+        if changes is not None:
+            self.network.set_adapters([(changes, 1.0)])
 
     def native(self, given: ControlInput, count: int, circular: int) -> _core.Control:
         """The control of a run of `count` pictures; `circular` as the native networks take it.
@@ -119,15 +124,19 @@ class LoadedControl:
                 f"{len(picture)} control pictures were given for a batch of {count}; give one or as"
                 " many"
             )
+        factors = {} if self.is_adapter else self._factors(given)
         if self.is_adapter:
-            inputs, factors = self._features(picture, given, circular), {}
+            inputs = self._features(picture, given, circular)
+        elif given.latents is not None:
+            inputs = {"hint": given.latents, **self._told_task()}
         else:
-            factors = self._factors(given)
             inputs = {"hint_features": self._read(picture, circular), **self._told_task()}
         repeated = {
             name: array if len(array) == count else np.repeat(array, count, axis=0)
             for name, array in inputs.items()
         }
+        if self._dit is not None:
+            repeated |= self._dit.inputs(count)
         return _core.Control(
             None if self.is_adapter else self.network,
             repeated,
@@ -135,17 +144,67 @@ class LoadedControl:
             factors=factors,
             positive_only=given.guess or given.mode == "control" or self.pooled,
             pooled=self.pooled,
+            shared=None if self._dit is None else self._dit.shared,
+        )
+
+    def encoded(
+        self, given: ControlInput, mask: Array | None, encoder: PictureEncoder
+    ) -> ControlInput:
+        """The same with the picture's latents, where the network reads those; `mask` is the run's.
+
+        Raises:
+            ParameterError: the number of the pictures does not fit, a network for inpainting lacks the mask, or the
+                network knows no guess mode.
+        """
+        if self._dit is None:
+            return given
+        if given.guess:
+            raise ParameterError(
+                f"guess_mode is for ControlNets of Stable Diffusion 1.x, 2.x and XL, and {self.plan.path} is for a"
+                " diffusion transformer: leave it out"
+            )
+        latents = self._dit.encoded(given.picture, mask, encoder, self.plan.path)
+        return replace(given, latents=latents)
+
+    def _of_transformer(self, given: ControlNet, model: ModelPlan) -> DiTControl:
+        """What is particular to a ControlNet of a diffusion transformer."""
+        config, denoiser = self.plan.config, model.components[model.family.denoiser].config
+        if given.pooled:
+            raise ParameterError(
+                f"{self.plan.path} is for a diffusion transformer, whose residuals have no means: leave pooled out"
+            )
+        return DiTControl(
+            self.plan.kind,
+            config,
+            model.latents,
+            edges=bool(config.get("edges")) if given.type is None else given.type == "canny",
+            tells_guidance=bool(config.get("guidance")) and not denoiser.get("guidance"),
         )
 
     def _read(self, picture: Array, circular: int) -> Array:
-        """What a ControlNet makes of its pictures, once for all steps; one by one, as they are large."""
-        options = {"hint_only": 1, "circular": circular}
-        parts = [self.network.run({"hint": one[None]}, options) for one in picture]
-        return np.concatenate([part["hint_features"] for part in parts])
+        """What a ControlNet makes of its pictures, once for all steps; in pieces, as they are large."""
+        return np.concatenate([self._read_in_bands(one[None], circular) for one in picture])
+
+    def _read_in_bands(self, picture: Array, circular: int) -> Array:
+        """The same for one picture, some rows at a time; a point of the features sees 23 rows around it."""
+        options, height = {"hint_only": 1, "circular": circular}, picture.shape[2]
+        picture = picture if self._dit is None else centred(picture)
+        band = height if circular & SEAMLESS["y"] else _BAND
+        found = []
+        for top in range(0, height, band):
+            first, last = max(0, top - _MARGIN), min(height, top + band + _MARGIN)
+            rows = np.ascontiguousarray(picture[:, :, first:last])
+            features = self.network.run({"hint": rows}, options)["hint_features"]
+            factor = (last - first) // features.shape[2]
+            begin, end = top - first, min(height, top + band) - first
+            found.append(features[:, :, begin // factor : end // factor])
+        return np.concatenate(found, axis=2)
 
     def _union_task(self, name: str | None) -> int | None:
         """The number of a union's task; None for other networks."""
         path = self.plan.path
+        if self._dit is not None:
+            return check_type(self.plan.kind, self.plan.config, name, path)
         if self.plan.kind != "controlnet_union":
             if name is not None:
                 raise ParameterError(f"{path} is no ControlNet-Union: leave its type out")
@@ -163,16 +222,16 @@ class LoadedControl:
         """A union's inputs besides the picture."""
         if self._task is None:
             return {}
+        task = {"task": np.full((1, 1), self._task, np.int32)}
+        if self._dit is not None:
+            return task
         chosen = np.arange(self.plan.config["tasks"]) == self._task
         waves = embed_numbers(chosen.tolist(), _TASK_WIDTH).reshape(1, -1)
-        return {"task": np.full((1, 1), self._task, np.int32), "task_embedding": waves}
+        return {**task, "task_embedding": waves}
 
     def _factors(self, given: ControlInput) -> dict[str, float]:
         """Weights of single residuals, the deepest one's 1; empty if all are."""
-        config = self.plan.config
-        levels = len(config["layers_per_block"])
-        names = [f"control_{i}" for i in range(sum(config["layers_per_block"]) + levels)]
-        names.append("control_mid")
+        names = self._residuals()
         if given.guess and not self.pooled:
             values = np.logspace(-1, 0, len(names)).tolist()
         elif given.mode != "balanced":
@@ -180,6 +239,13 @@ class LoadedControl:
         else:
             return {}
         return dict(zip(names, values, strict=True))
+
+    def _residuals(self) -> list[str]:
+        """Their names, the deepest last."""
+        if self._dit is not None:
+            return self._dit.residuals
+        layers = self.plan.config["layers_per_block"]
+        return [*(f"control_{i}" for i in range(sum(layers) + len(layers))), "control_mid"]
 
     def _features(self, picture: Array, given: ControlInput, circular: int) -> dict[str, Array]:
         """What a T2I adapter leaves for each level of the denoiser."""
@@ -211,128 +277,3 @@ def _grey(picture: Array) -> Array:
     red, green, blue = np.rint(picture * 255.0).astype(np.int64).transpose(1, 0, 2, 3)
     levels = (19595 * red + 38470 * green + 7471 * blue + 2**15) >> 16  # weights in 1 / 65536
     return np.asarray(levels[:, None] / 255.0, np.float32)
-
-
-# ------------------------------------------------------------------------------------- options
-@dataclass(frozen=True)
-class ControlOptions:
-    """What a generation was told about its control networks, one entry per network."""
-
-    pictures: list[Any]
-    """Pictures, or lists of them; None for a network that is left out."""
-    scales: list[float]
-    starts: list[float]
-    ends: list[float]
-    guess: bool
-    mode: Mode
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any], nets: int) -> ControlOptions:
-        """Check the options ``control_...`` and ``guess_mode`` against the number of networks.
-
-        Raises:
-            ParameterError: pictures are missing or too many, or a number is out of range.
-        """
-        scales = _numbers("control_scales", given["control_scales"], 1.0, nets, MOST_SCALE)
-        starts = _numbers("control_start", given["control_start"], 0.0, nets, 1.0)
-        ends = _numbers("control_end", given["control_end"], 1.0, nets, 1.0)
-        guess, mode = given["guess_mode"], given["control_mode"]
-        if mode not in MODES:
-            raise ParameterError(
-                f"control_mode must be one of {', '.join(map(repr, MODES))}, not {mode!r}"
-            )
-        if not isinstance(guess, bool):
-            raise ParameterError(f"guess_mode must be True or False, not {guess!r}")
-        if guess and mode != "balanced":
-            raise ParameterError("guess_mode has weights of its own: leave control_mode out")
-        for start, end in zip(starts, ends, strict=True):
-            if start >= end:
-                raise ParameterError(
-                    f"control_start ({start:g}) must be less than control_end ({end:g})"
-                )
-        pictures = _pictures(given["control_images"], nets, any(scales))
-        return cls(pictures, scales, starts, ends, guess, mode)
-
-    def figures(self) -> dict[str, Any]:
-        """The options as a generation's parameters record them: what is usual is empty."""
-        return {
-            "control_scales": tuple(self.scales),
-            "control_start": tuple(self.starts) if any(self.starts) else (),
-            "control_end": tuple(self.ends) if min(self.ends, default=1.0) < 1.0 else (),
-            "guess_mode": self.guess,
-            "control_mode": self.mode,
-        }
-
-    @property
-    def first(self) -> Any:
-        """The first picture of all; None without any."""
-        for given in self.pictures:
-            if given is not None:
-                return given[0] if isinstance(given, list | tuple) else given
-        return None
-
-    def inputs(self, size: tuple[int, int], resize_mode: str, steps: int) -> list[ControlInput]:
-        """The networks' parts in a run of `steps` steps; `size` is width and height of the result.
-
-        Raises:
-            ParameterError, FormatError: something is not a picture; see :mod:`sdengine.images`.
-        """
-        found = []
-        for net, given in enumerate(self.pictures):
-            weights = self._weights(net, steps)
-            if given is None or not any(weights):
-                continue
-            listed = given if isinstance(given, list | tuple) else [given]
-            arrays = [images.to_array(picture, size, resize_mode) for picture in listed]
-            picture = np.asarray(np.concatenate(arrays) * 0.5 + 0.5, np.float32)
-            found.append(ControlInput(net, picture, weights, self.mode, self.guess))
-        return found
-
-    def _weights(self, net: int, steps: int) -> list[float]:
-        """A step counts if it lies wholly between start and end (as diffusers' pipelines have it)."""
-        start, end = self.starts[net], self.ends[net]
-        inside = [i / steps >= start and (i + 1) / steps <= end for i in range(steps)]
-        return [self.scales[net] if within else 0.0 for within in inside]
-
-
-def _pictures(given: Any, nets: int, needed: bool) -> list[Any]:
-    if nets == 0:
-        if given is not None:
-            raise ParameterError(
-                "control_images were given, and the model was loaded without a control network;"
-                " give sdengine.load(..., controlnets=[...])"
-            )
-        return []
-    if given is None:
-        if needed:
-            raise ParameterError(
-                f"the model was loaded with {nets} control network{'s' * (nets > 1)}: give"
-                " control_images=, or control_scales=0 to do without"
-            )
-        return [None] * nets
-    listed = list(given) if isinstance(given, list | tuple) else [given]
-    if len(listed) != nets:
-        raise ParameterError(
-            f"{len(listed)} control_images were given for {nets} control network{'s' * (nets > 1)};"
-            " give one for each (a list of pictures for a batch, None for none)"
-        )
-    if any(isinstance(entry, list | tuple) and not entry for entry in listed):
-        raise ParameterError("an empty list of control pictures was given")
-    return listed
-
-
-def _numbers(name: str, given: Any, usual: float, nets: int, high: float) -> list[float]:
-    """One number for each network; one stands for all."""
-    if given is None:
-        return [usual] * nets
-    listed = list(given) if isinstance(given, Sequence) else [given] * nets
-    if len(listed) != nets:
-        raise ParameterError(f"{name} has {len(listed)} entries for {nets} control networks")
-    for value in listed:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not 0.0 <= value <= high:
-            raise ParameterError(
-                f"{name} must be numbers between 0 and {high:g}, one or one per control network,"
-                f" not {value!r}"
-            )
-    return [float(value) for value in listed]

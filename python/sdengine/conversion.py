@@ -15,13 +15,15 @@ from sdengine import _core, previews
 from sdengine.adapters import LoraLike
 from sdengine.adapters.merging import Merge, merge_of
 from sdengine.errors import ParameterError, TokenizerError, WeightsError
-from sdengine.families import Defaults
+from sdengine.families import Component, Defaults
+from sdengine.families.control import CONTROL
 from sdengine.formats import DTYPES
 from sdengine.keys import MappedName, NameMap
 from sdengine.loading import Binding, ComponentPlan, ModelPlan, plan_model
+from sdengine.loading.control import plan_control_alone
 from sdengine.loading.new_gguf import NewTensor, new_file, output_errors, write_header
 from sdengine.loading.plan import Autoencoders
-from sdengine.loading.text_parts import TextEncoders
+from sdengine.loading.text_parts import TextEncoders, Tokenizers, given_tokenizer
 from sdengine.loading.tokenizer_source import CLIP, LAYOUTS, TokenizerSource
 from sdengine.loading.weight_types import (
     WEIGHT_TYPES,
@@ -74,6 +76,8 @@ class Conversion:
     types: Mapping[str, Choice]
     """Tensor name in the new file -> its type and the reason for it."""
     has_tokenizer: bool
+    needs_tokenizer: bool = True
+    """False for a control network, which reads no text of its own."""
 
     @property
     def histogram(self) -> dict[str, int]:
@@ -108,7 +112,7 @@ def convert(
     *,
     vae: Autoencoders | None = None,
     text_encoders: TextEncoders | None = None,
-    tokenizer: str | PathLike[str] | ClipTokenizer | None = None,
+    tokenizer: Tokenizers | None = None,
     family: str | None = None,
     prediction: str | None = None,
     defaults: Mapping[str, object] | None = None,
@@ -118,10 +122,11 @@ def convert(
     threads: int = 0,
     overwrite: bool = True,
 ) -> Conversion:
-    """Write a model as one GGUF with everything that is needed to run it.
+    """Write a model as one GGUF with everything that is needed to run it; or a control network.
 
     Args:
-        src: a model file of any supported layout, or a diffusers folder.
+        src: a model file of any supported layout, or a diffusers folder; a ControlNet or a T2I adapter, which takes
+            no other options than types, `callback`, `threads` and `overwrite`.
         dst: the new file. It appears under this name complete, or not at all.
         weight_type: f32, f16, bf16, q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, q3_k or q2_k.
             Parameters that suffer from it keep a larger type: see docs/model-files.md.
@@ -130,11 +135,12 @@ def convert(
             to types, or a list of ``"pattern=type"``. The first match wins.
         vae: an autoencoder to take instead of the model's.
         text_encoders: text encoders to take instead of the model's.
-        tokenizer: a tokenizer, or the path of one; None takes the model's own.
+        tokenizer: a tokenizer, or the path of one; a mapping from the text encoders' names where there are several.
+            None takes the model's own.
         family: take the model for a member of this family; None to find out.
         prediction: what the denoiser predicts, where the file does not say it; None to find out.
         defaults: what a generation takes where the caller says nothing, in place of the model's own:
-            any of ``width``, ``height``, ``steps``, ``guidance``, ``sampler``, ``schedule``, ``eta``.
+            any of ``width``, ``height``, ``steps``, ``guidance``, ``sampler``, ``schedule``, ``eta``, ``shift``.
             The model's own are also its recipe's, if its name asks for one (docs/recipes.md).
         preview: colours of previews, see :func:`sdengine.previews.fit_factors`; None keeps those that the source
             brings, if any.
@@ -145,8 +151,8 @@ def convert(
         overwrite: replace an existing file.
 
     Raises:
-        ParameterError: an unknown type or family, a bad rule or default, or `dst` exists and must not be
-            replaced.
+        ParameterError: an unknown type or family, a bad rule or default, an option that a control network has not,
+            or `dst` exists and must not be replaced.
         OutputError: `dst` cannot be written, or the disk is too small.
         UnsupportedModelError, WeightsError, FormatError: `src` cannot be used.
     """
@@ -160,6 +166,19 @@ def convert(
         raise ParameterError(f"{str(dst)[:80]!r} cannot be a file's name: {error}") from None
     if taken and not (overwrite and usual):
         raise ParameterError(f"{dst} exists; choose another name, or overwrite=True for a file")
+    control = plan_control_alone(src)
+    if control is not None:
+        options = (vae, text_encoders, tokenizer, family, prediction, defaults, preview, loras)
+        if any(option is not None for option in options):
+            raise ParameterError(
+                f"{src} is {CONTROL.of_kind(control.kind).title}: it takes weight_type and rules, and no options of"
+                " a model"
+            )
+        component = CONTROL.of_kind(control.kind)
+        jobs = [*_jobs(component, control, weight_type, own_rules, Merge())]
+        fields = _control_fields(control, Path(src))
+        conversion = _write(dst, control.name, fields, jobs, callback, threads)
+        return replace(conversion, needs_tokenizer=False)
     plan = plan_model(src, vae, text_encoders, family=family, prediction=prediction)
     plan, _ = as_published(plan, prediction is not None)
     merge, plan = merge_of(plan, loras)
@@ -169,22 +188,39 @@ def convert(
     jobs = [
         job
         for part in plan.components.values()
-        for job in _jobs(plan, part, weight_type, own_rules, merge)
+        for job in _jobs(_component(plan, part), part, weight_type, own_rules, merge)
     ]
+    fields = {**_fields(plan, Path(src), preview), **words}
+    conversion = _write(dst, plan.family.name, fields, jobs, callback, threads)
+    return replace(conversion, has_tokenizer=bool(words))
+
+
+def _write(
+    dst: Path,
+    architecture: str,
+    fields: Mapping[str, Any],
+    jobs: Sequence[_Job],
+    callback: Callable[[ConvertEvent], None] | None,
+    threads: int,
+) -> Conversion:
+    """Write the file, and say what is in it."""
     tensors = list(dict.fromkeys(job.tensor for job in jobs))
     with new_file(dst, _HEADER_BYTES + sum(tensor.nbytes for tensor in tensors)) as part_file:
-        fields = {**_fields(plan, Path(src), preview), **words}
         with output_errors(dst):
-            offsets = write_header(part_file, plan.family.name, fields, tensors)
+            offsets = write_header(part_file, architecture, fields, tensors)
         _write_data(part_file, jobs, offsets, callback, threads)
         size = part_file.stat().st_size
     return Conversion(
         path=dst,
         nbytes=size,
-        source_nbytes=sum(component.nbytes for component in plan.components.values()),
+        source_nbytes=sum(job.binding.entry.nbytes for job in jobs),
         types={job.tensor.name: job.choice for job in jobs},
-        has_tokenizer=bool(words),
+        has_tokenizer=False,
     )
+
+
+def _component(plan: ModelPlan, part: ComponentPlan) -> Component:
+    return plan.family.component(part.name).of_kind(part.kind)
 
 
 _DEFAULTS: Mapping[str, type] = {
@@ -195,6 +231,7 @@ _DEFAULTS: Mapping[str, type] = {
     "sampler": str,
     "schedule": str,
     "eta": float,
+    "shift": float,
 }
 """The defaults that a caller may choose."""
 
@@ -216,14 +253,13 @@ def _with_defaults(own: Defaults, given: Mapping[str, object]) -> Defaults:
 
 
 def _jobs(
-    plan: ModelPlan,
+    component: Component,
     part: ComponentPlan,
     weight_type: str,
     rules: Sequence[TypeRule],
     merge: Merge,
 ) -> Iterator[_Job]:
     """The parameters of a component with their names, types and shapes in the new file."""
-    component = plan.family.component(part.name).of_kind(part.kind)
     prefix, dialect = component.written
     table = next(table for table in component.tables if table.name == dialect)
     names = NameMap.of_network(table, part.config)
@@ -260,13 +296,12 @@ def _first_row(binding: Binding, target: MappedName, rows: int) -> int:
     return index * binding.entry.shape[0] + (rows if index < 0 else 0)
 
 
-def _tokenizer_fields(
-    plan: ModelPlan, given: str | PathLike[str] | ClipTokenizer | None
-) -> dict[str, Any]:
-    """The tokenizers to store: the one given, or those that travel with the source."""
+def _tokenizer_fields(plan: ModelPlan, all_given: Tokenizers | None) -> dict[str, Any]:
+    """The tokenizers to store: those given, or those that travel with the source."""
     clip: dict[str, ClipTokenizer] = {}
     text: dict[str, JsonTokenizer | SentencePieceTokenizer] = {}
     for encoder, source in plan.tokenizers.items():
+        given = given_tokenizer(plan.family, all_given, encoder)
         try:
             if source.kind != CLIP:
                 text[encoder] = _text_tokenizer(source, given)
@@ -319,6 +354,15 @@ def _fields(plan: ModelPlan, source: Path, preview: Projection | None) -> dict[s
     return fields
 
 
+def _control_fields(control: ComponentPlan, source: Path) -> dict[str, Any]:
+    """The metadata of a control network."""
+    return {
+        "general.name": source.absolute().stem,
+        "general.quantization_version": _QUANTIZATION_VERSION,
+        f"sdengine.config.{control.name}": json.dumps(dict(control.config)),
+    }
+
+
 def _kept(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What the source says that it is called, which is read again."""
     return {key: metadata[key] for key in TITLES if isinstance(metadata.get(key), str)}
@@ -358,6 +402,8 @@ def _write_data(
                 threads=threads if entry.elements > _SMALL else 1,
                 adapters=job.adapters,
                 parameter=job.binding.name,
+                padding=job.binding.padding,
+                scale=entry.scale,
             )
         except WeightsError as error:
             raise WeightsError(f"{name!r} as {job.tensor.dtype}: {error}") from None

@@ -5,6 +5,7 @@ Gal et al. 2022, "An Image is Worth One Word" (arXiv 2208.01618).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -36,6 +37,9 @@ _PARTS = {
 }
 _NAMELESS = {"emb_params", "*"}
 _A1111 = "string_to_param."
+_BUNDLED = re.compile(
+    rf"bundle_emb\.(.+)\.({re.escape(_A1111)}.+|emb_params|{'|'.join(_PARTS)})", re.DOTALL
+)
 _TYPES = ("f64", "f32", "f16", "bf16")
 _MAX_VECTORS = 1024  # far above the tokens of any text encoder
 
@@ -85,9 +89,45 @@ def read_embeddings(given: Embeddings) -> list[Embedding]:
     return [read_embedding(path) for path in given]
 
 
+def split_bundled(name: str) -> tuple[str, str] | None:
+    """(word, tensor) if a tensor of a LoRA belongs to a learned word that comes with it; None for others."""
+    found = _BUNDLED.fullmatch(name)
+    return None if found is None else (found[1], found[2])
+
+
+def bundled_embedding(path: Path, name: str, tensors: Mapping[str, TensorEntry]) -> Embedding:
+    """A learned word that comes with a LoRA (A1111's ``bundle_emb``, LyCORIS, OneTrainer).
+
+    Args:
+        path: the LoRA's file.
+        name: of the word.
+        tensors: its tensors, under the names that a file of its own would have.
+
+    Raises:
+        WeightsError: its vectors are of no use.
+        ParameterError: no prompt can contain the name.
+    """
+    check_name(name)
+    found = _by_encoder(tensors)
+    if found is None:
+        raise WeightsError(f"{path}: the tensors of the bundled word {name!r} have no known names")
+    parts = {part: _vectors(path, entry) for part, entry in found[1].items()}
+    return Embedding(name, parts, path)
+
+
 def _entries(index: TensorIndex) -> tuple[str | None, dict[str, TensorEntry]]:
     """The token that a file names, if it does, and its tensors by the encoder they are for."""
-    tensors = index.tensors
+    entries = _by_encoder(index.tensors)
+    if entries is not None:
+        return entries
+    found = detect(index)
+    what = found.reason or f"this is {found.title}"
+    raise UnsupportedModelError(f"{index.path} is no textual inversion embedding: {what}")
+
+
+def _by_encoder(
+    tensors: Mapping[str, TensorEntry],
+) -> tuple[str | None, dict[str, TensorEntry]] | None:
     named = {_PARTS[key]: tensors[key] for key in _PARTS if key in tensors}
     if named:
         return None, named
@@ -100,9 +140,7 @@ def _entries(index: TensorIndex) -> tuple[str | None, dict[str, TensorEntry]]:
             return None if key in _NAMELESS else key, {ANY_ENCODER: entry}
     if "emb_params" in tensors:
         return None, {ANY_ENCODER: tensors["emb_params"]}
-    found = detect(index)
-    what = found.reason or f"this is {found.title}"
-    raise UnsupportedModelError(f"{index.path} is no textual inversion embedding: {what}")
+    return None
 
 
 def _vectors(path: Path, entry: TensorEntry) -> Array:

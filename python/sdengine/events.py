@@ -27,6 +27,7 @@ class StepEvent:
         denoised: float32, same shape: the picture that the denoiser believes in at this step, as latents.
         seconds: time since the first step began.
         run: the run itself, to be forked or pickled.
+        hires: True in the hires pass, whose steps are counted from 1 again.
     """
 
     step: int
@@ -36,15 +37,20 @@ class StepEvent:
     denoised: NDArray[np.float32]
     seconds: float
     run: Run
+    hires: bool = False
 
     @classmethod
     def of(cls, run: Run, seconds: float) -> StepEvent:
         """The step that `run` has just done."""
-        return cls(run.index, run.steps, run.sigma, run.latents, run.denoised, seconds, run)
+        return cls(
+            run.index, run.steps, run.sigma, run.latents, run.denoised, seconds, run, run.is_hires
+        )
 
-    def preview(self) -> list[Image.Image]:
-        """Small pictures of :attr:`denoised`; see :meth:`sdengine.Pipeline.preview`."""
-        return self.run.preview()
+    def preview(self, method: str | None = None, *, noisy: bool = False) -> list[Image.Image]:
+        """Pictures of this step, made when this is called, also later; see :meth:`sdengine.Run.preview`."""
+        if noisy:
+            return self.run.preview_of(self.latents, method, sigma=self.sigma)
+        return self.run.preview_of(self.denoised, method)
 
     def cancel(self) -> None:
         """Stop after this step; ``generate`` raises :class:`sdengine.Cancelled`."""

@@ -12,26 +12,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from . import _core, branches
+from . import _core, branches, hires
 from .adapters import Lora, as_loras
-from .adapters.loras import check_steps, with_strengths
+from .adapters.loras import as_recommended, check_steps, with_strengths
 from .branches import Phases, Told
 from .conditioning import Conditioning
-from .control import ControlOptions
+from .control_options import ControlOptions
 from .errors import ParameterError, UnwiseWarning
-from .events import Callback, StepEvent
 from .guidance import Guidance, lcm_guidance_embedding
-from .image_prompt import PictureTokens
+from .image_prompt import ContextTokens, PictureTokens
 from .loading import ModelPlan
+from .masks import MaskOptions, read_frames
+from .memory_check import check_memory, decoder_tile
 from .noise import COMPAT
 from .options import Texts, checked_latents, filled, texts
-from .params import GenerateParameters
+from .outpainting import extended, parse_sides
+from .params import MAX_SIDE, GenerateParameters
+from .picture_inputs import Reference, take_control, take_references
 from .prompt import Text, extract_loras, write_script
-from .recipes import Recipe, defaults_of, find_recipe, unwise
+from .recipes import Recipe, unwise
 from .resolutions import nearest, parse_ratio, resolutions
-from .results import Result
-from .run import Run, RunInputs
+from .run import FirstPass, Run, RunInputs, Times
 from .steps import plan_steps
 from .tasks import Beginning, Pictures
 from .text_encoders import EncodedText
@@ -41,9 +44,6 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float32]
 
-REFINER_TAKES_OVER = 0.8
-"""Part of the noise schedule that SDXL's base does (Podell et al. 2023, and diffusers' documentation)."""
-
 
 def begin(
     pipeline: Pipeline,
@@ -51,8 +51,12 @@ def begin(
     negative_prompt: Texts | None,
     options: Mapping[str, Any],
     token: _core.CancelToken | None = None,
+    *,
+    before: FirstPass | None = None,
 ) -> Run:
     """Prepare a generation up to its first step; `token` cancels this, and the run.
+
+    A hires pass goes on from another run: `before`.
 
     Raises:
         ParameterError: an option is unknown or out of range.
@@ -67,24 +71,35 @@ def begin(
     ):
         given[name] = None if value is None else texts(name, value)
     loras = _loras(pipeline, given)
-    plan, recipe = _as_recommended(pipeline, loras)
+    plan, recipe = as_recommended(pipeline.plan, loras, pipeline.recipe)
     conditioning, tile = given.pop("conditioning"), given.pop("tile")
     if not isinstance(conditioning, Conditioning | None):
         raise ParameterError("conditioning must be what encode_prompt() returned")
     latents = given.pop("latents")
     latents = None if latents is None else checked_latents("latents", latents)
+    references, followed = take_references(plan, given), take_control(plan, given)
     control = ControlOptions.of(given, len(pipeline.controls))
     given.pop("control_images")
+    given["reference_count"] = len(references)
     given.update(control.figures())
     prompted = {"ip_images": given.pop("ip_images"), "ip_scale": given["ip_scale"]}
     mode = given["resize_mode"]
     _choose_size(plan, given)
-    pictures = _read_pictures(plan, given, control.first)
+    pictures = _read_pictures(plan, given, control.first, followed, references)
+    if before is not None:
+        pictures = replace(pictures, latents=before.clean)
+    given["in_hires"] = before is not None
     parameters = _parameters(plan, given, conditioning, pictures)
     _warn(plan, recipe, parameters)
     with pipeline.running(token) as token:
         steps = plan_steps(plan, parameters)
         beginning = Beginning(plan, pipeline.vae, parameters, steps, token)
+        size = (parameters.width, parameters.height)
+        fitted = pictures.fitted if pictures.frames else None
+        controls = [
+            pipeline.controls[part.net].encoded(part, pictures.mask, beginning.encoder)
+            for part in control.inputs(size, mode, steps.schedule.steps, fitted)
+        ]
         if parameters.denoising_start is not None and latents is not None:
             start = beginning.from_state(pictures, latents)
         else:
@@ -96,15 +111,28 @@ def begin(
             parameters.negative_sizes,
             parameters.distilled_guidance,
             picture=start.picture,
+            references=start.references,
         )
         facts = replace(facts, picture_tokens=_picture_tokens(pipeline, prompted, parameters))
         check_steps(loras, steps.schedule.steps)
         with pipeline.adapters.applied(loras):
-            phases = _phases(pipeline, parameters, conditioning, facts, steps.schedule.steps, token)
-    size = (parameters.width, parameters.height)
-    controls = control.inputs(size, mode, steps.schedule.steps)
-    inputs = RunInputs(parameters, phases, start, pictures, tile, loras, controls)
-    return Run(pipeline, inputs, time.perf_counter() - started, token)
+            seen = [reference.picture for reference in references]
+            phases = _phases(
+                pipeline, parameters, conditioning, facts, steps.schedule.steps, loras, seen, token
+            )
+            check_memory(pipeline, parameters, phases, tile)
+            if parameters.hires is not None:
+                check_memory(pipeline, hires.second_parameters(parameters), phases, tile)
+    second = None
+    if parameters.hires is not None:
+        second = hires.Plan.of(prompt, negative_prompt, options)
+    tile = decoder_tile(parameters, tile)
+    inputs = RunInputs(parameters, phases, start, pictures, tile, loras, controls, second)
+    times = Times(time.perf_counter() - started)
+    if before is not None:
+        inputs = replace(inputs, described=before.described)
+        times = Times(times.encode + before.times.encode, before.times.steps)
+    return Run(pipeline, inputs, times, token)
 
 
 def _loras(pipeline: Pipeline, given: dict[str, Any]) -> tuple[Lora, ...]:
@@ -121,15 +149,6 @@ def _loras(pipeline: Pipeline, given: dict[str, Any]) -> tuple[Lora, ...]:
     return with_strengths(pipeline.plan.family.name, chosen)
 
 
-def _as_recommended(pipeline: Pipeline, loras: tuple[Lora, ...]) -> tuple[ModelPlan, Recipe | None]:
-    """The plan with the defaults that a LoRA's publisher recommends, and the recipe in force."""
-    names = [lora.name for lora in loras if not lora.is_idle]
-    recipe = find_recipe(pipeline.plan.family.name, *names)
-    if recipe is None:
-        return pipeline.plan, pipeline.recipe
-    return replace(pipeline.plan, defaults=defaults_of(recipe, pipeline.plan.defaults)), recipe
-
-
 def told(
     plan: ModelPlan,
     count: int,
@@ -138,6 +157,7 @@ def told(
     guidance: float | None,
     *,
     picture: Array | None = None,
+    references: tuple[Array, ...] = (),
 ) -> Told:
     """What the denoiser of `plan` is told about `count` pictures besides the text."""
     config = plan.components[plan.family.denoiser].config
@@ -159,6 +179,7 @@ def told(
         given,
         picture,
         drops_picture=plan.task == "edit",
+        references=references,
     )
 
 
@@ -170,39 +191,73 @@ def _choose_size(plan: ModelPlan, given: dict[str, Any]) -> None:
     if given["width"] is not None or given["height"] is not None:
         raise ParameterError("give aspect_ratio, or width and height, and not both")
     sizes = resolutions(plan.family, plan.defaults)
-    given["width"], given["height"] = nearest(sizes, parse_ratio(shape))
+    area = plan.defaults.width * plan.defaults.height
+    given["width"], given["height"] = nearest(sizes, parse_ratio(shape), area)
 
 
 def _picture_tokens(
     pipeline: Pipeline, given: Mapping[str, Any], parameters: GenerateParameters
-) -> PictureTokens | None:
+) -> PictureTokens | ContextTokens | None:
     if pipeline.image_prompt is not None:
         return pipeline.image_prompt.read(given, parameters.batch_size)
     if given["ip_images"] is not None:
         raise ParameterError(
-            "ip_images were given, and the model was loaded without an IP-Adapter; give"
+            "ip_images were given, and the model was loaded without an IP-Adapter or Redux; give"
             " sdengine.load(..., ip_adapter=...)"
         )
     return None
 
 
-def _read_pictures(plan: ModelPlan, given: dict[str, Any], control: Any) -> Pictures:
+def _read_pictures(
+    plan: ModelPlan,
+    given: dict[str, Any],
+    control: Any,
+    followed: Any,
+    references: tuple[Reference, ...],
+) -> Pictures:
     """Read the given pictures in the size of the result, which is theirs unless it was given."""
     image, mask, depth = (given.pop(name) for name in ("image", "mask", "depth"))
-    mode, first = given.pop("resize_mode"), image if image is not None else depth
-    first = control if first is None else first
-    if first is not None and (given["width"] is None or given["height"] is None):
-        width, height = Pictures.size_of(first)
-        factor = plan.latents.factor * plan.family.patch
-        given["width"] = given["width"] or max(factor, width // factor * factor)
-        given["height"] = given["height"] or max(factor, height // factor * factor)
-    width, height = given["width"] or plan.defaults.width, given["height"] or plan.defaults.height
-    pictures = Pictures.read(image, mask, depth, width, height, mode)
+    options = MaskOptions.of(given)
+    mode = given.pop("resize_mode")
+    if given["outpaint"] is not None:
+        if image is None or mask is not None:
+            raise ParameterError("outpaint extends a given image, and makes the mask itself")
+        given["outpaint"] = parse_sides(given["outpaint"])
+        image, mask = extended(image, given["outpaint"])
+    if image is not None and mask is not None:
+        frames = read_frames(
+            *(image, mask, (given["width"], given["height"])),
+            (plan.defaults.width, plan.defaults.height),
+            plan.latents.factor * plan.family.patch,
+            mode,
+            options,
+        )
+        given["width"], given["height"] = frames[0].size
+        outpainted = given["outpaint"] is not None
+        pictures = Pictures.framed(frames, depth, mode, outpainted=outpainted)
+    else:
+        of_its_size = next((p for p in (image, depth, followed, control) if p is not None), None)
+        width, height = _whole_size(plan, given, of_its_size, references)
+        pictures = Pictures.read(image, mask, depth, width, height, mode, control=followed)
     if given["strength"] is None:
         whole = image is None or mask is not None or plan.task in ("inpaint", "edit")
         whole |= given["denoising_start"] is not None
         given["strength"] = 1.0 if whole else plan.defaults.strength
-    return pictures
+    options.check_used(mask is not None, given["strength"])
+    return replace(pictures, references=references)
+
+
+def _whole_size(
+    plan: ModelPlan, given: dict[str, Any], first: Any, references: tuple[Reference, ...]
+) -> tuple[int, int]:
+    """Width and height of the result: as given, as the first picture's, or the model's own."""
+    if (first is not None or references) and (given["width"] is None or given["height"] is None):
+        width, height = references[-1].size if first is None else Pictures.size_of(first)
+        factor = plan.latents.factor * plan.family.patch
+        given["width"] = given["width"] or max(factor, width // factor * factor)
+        given["height"] = given["height"] or max(factor, height // factor * factor)
+    width, height = given["width"] or plan.defaults.width, given["height"] or plan.defaults.height
+    return width, height
 
 
 def _parameters(
@@ -242,7 +297,37 @@ def _parameters(
     guidance = replace(guidance, **{k: v for k, v in chosen.items() if v is not None})
     if guidance.scale is None:
         guidance = replace(guidance, scale=plan.defaults.guidance)
-    return GenerateParameters.resolve(plan, plan.defaults, **{**given, "guidance": guidance})
+    if guidance.row_norms is None and plan.family.row_norms:
+        guidance = replace(guidance, row_norms=True)
+    given["hires"] = hires.take(given)
+    parameters = GenerateParameters.resolve(plan, plan.defaults, **{**given, "guidance": guidance})
+    if parameters.hires is not None:
+        _check_second(plan, parameters, pictures)
+        wanted = parameters.hires
+        if conditioning is not None and wanted.negative_prompt is not None and not wanted.prompt:
+            raise ParameterError(
+                "a conditioning holds both prompts: give hires_prompt too, or no hires_negative_prompt"
+            )
+    return parameters
+
+
+def _check_second(plan: ModelPlan, parameters: GenerateParameters, pictures: Pictures) -> None:
+    """Refuse before the first pass what the second could not do."""
+    second = hires.second_parameters(parameters)
+    if pictures.mask is not None or plan.task == "inpaint":
+        raise ParameterError(
+            "the hires pass makes the whole picture again and does not go with a mask; do the two"
+            " one after the other"
+        )
+    if len(second.guidance.scales) > 1:
+        raise ParameterError(
+            "the guidance has a number per step, and the hires pass steps of its own; give one"
+            " number, or hires_guidance_scale"
+        )
+    for name, side in (("width", second.width), ("height", second.height)):
+        if side > MAX_SIDE:
+            raise ParameterError(f"the hires pass's {name} must be at most {MAX_SIDE}, not {side}")
+    plan_steps(plan, second)
 
 
 def _warn(plan: ModelPlan, recipe: Recipe | None, parameters: GenerateParameters) -> None:
@@ -257,8 +342,8 @@ def _warn(plan: ModelPlan, recipe: Recipe | None, parameters: GenerateParameters
         guidance=max(parameters.guidance.scales),
         sampler=parameters.sampler,
         schedule="explicit" if explicit else parameters.schedule,
-        width=parameters.width,
-        height=parameters.height,
+        width=parameters.seen[0],
+        height=parameters.seen[1],
         zero_terminal_snr=plan.scheduler.rescale_zero_snr,
     )
     for message in messages:
@@ -271,6 +356,8 @@ def _phases(
     conditioning: Conditioning | None,
     facts: Told,
     steps: int,
+    loras: tuple[Lora, ...],
+    seen: list[Image.Image],
     token: _core.CancelToken,
 ) -> Phases:
     """Encode what the prompts say, and lay it out over the steps."""
@@ -283,65 +370,14 @@ def _phases(
     positives = encoders.pair(parameters.prompt, parameters.prompt_2, count)
     negatives = pipeline.negatives(parameters.negative_prompt, parameters.negative_prompt_2, count)
     script = write_script(positives, negatives, steps, parameters.weighting)
+    script = script.prefixed(pipeline.plan.family.prompt_prefix)
     guided |= script.composes
     encoded: dict[Text, EncodedText] = encoders.encode(
         script.texts(guided),
         clip_skip=parameters.clip_skip,
         weighting=parameters.weighting,
+        adapted=pipeline.adapters.in_text_encoders(loras),
+        pictures=seen,
         cancel=token,
     )
     return branches.from_script(script, encoded, facts, guided)
-
-
-def finish(run: Run, callback: Callback | None) -> Run:
-    """Do all steps of a run, and tell the callback of each."""
-    if callback is not None and not callable(callback):
-        raise ParameterError(f"callback must be a function of a StepEvent, not {callback!r}")
-    started = time.perf_counter()
-    while not run.done:
-        run.step()
-        if callback is not None:
-            callback(StepEvent.of(run, time.perf_counter() - started))
-    return run
-
-
-def refined(
-    base: Pipeline,
-    refiner: Pipeline,
-    prompt: Texts | None,
-    negative_prompt: Texts | None,
-    options: Mapping[str, Any],
-    callback: Callback | None,
-    token: _core.CancelToken,
-) -> Result:
-    """SDXL's ensemble of experts: `base` does the first part of the noise schedule, `refiner` the rest.
-
-    Both run over the same steps, sampler and seed; the refiner takes its own defaults for everything else.
-    """
-    cut = options.get("denoising_end")
-    cut = REFINER_TAKES_OVER if cut is None else cut
-    first = finish(
-        begin(base, prompt, negative_prompt, {**options, "denoising_end": cut}, token), callback
-    )
-    used = first.parameters
-    shared = {
-        name: getattr(used, name)
-        for name in (
-            "width",
-            "height",
-            "steps",
-            "sampler",
-            "schedule",
-            "eta",
-            "seed",
-            "batch_size",
-            "seamless",
-        )
-    }
-    if prompt is not None:  # the base model's LoRAs are none of the refiner's
-        prompt = [extract_loras(text)[0] for text in texts("prompt", prompt)]
-    rest = {"latents": first.latents, "denoising_start": cut, "tile": options.get("tile")}
-    second = begin(refiner, prompt, negative_prompt, {**shared, **rest}, token)
-    result = finish(second, callback).result()
-    named = [{**of_one, "refiner": refiner.plan.path.stem} for of_one in first.metadata()]
-    return replace(result, metadata=named)

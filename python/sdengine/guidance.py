@@ -150,6 +150,10 @@ class Guidance:
         perturbed_attention: see :class:`PerturbedAttention`.
         normalized_attention: see :class:`NormalizedAttention`.
         zero_star: see :class:`ZeroStar`; not with an image branch.
+        token_norms: each token of the guided prediction has the norm of the prompt's own (Qwen-Image, Wu et al. 2025,
+            arXiv 2508.02324); None is the model's own.
+        row_norms: every row of latents of the guided prediction has the norm of the prompt's own (diffusers'
+            Lumina2Pipeline, ``cfg_normalization``); None is the model's own, where a model is at hand, else False.
     """
 
     scale: float | Sequence[float] | None = None
@@ -163,10 +167,19 @@ class Guidance:
     perturbed_attention: PerturbedAttention | None = None
     normalized_attention: NormalizedAttention | None = None
     zero_star: ZeroStar | None = None
+    token_norms: bool | None = None
+    row_norms: bool | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.scale, np.ndarray):  # compares entry by entry
             object.__setattr__(self, "scale", self.scale.tolist())
+        for name in ("token_norms", "row_norms"):
+            value = getattr(self, name)
+            if isinstance(value, str):  # of the command line
+                words: dict[str, Any] = {"yes": True, "no": False}
+                object.__setattr__(self, name, value := words.get(value, value))
+            if not isinstance(value, bool | None):
+                raise ParameterError(f"{name} must be True or False, not {value!r}")
         try:
             self.native()
         except ParameterError:
@@ -199,8 +212,8 @@ class Guidance:
             if getattr(self, f.name) != getattr(plain, f.name)
         }
 
-    def native(self) -> _core.Guidance:
-        """What a run takes."""
+    def native(self, token_side: int = 0) -> _core.Guidance:
+        """What a run takes; `token_side` is that of the model's tokens in latents, where their norms are kept."""
         projection, threshold, mimic = self.projection, self.threshold, self.mimic
         nag, zero_star = self.normalized_attention, self.zero_star
         return _core.Guidance(
@@ -217,6 +230,8 @@ class Guidance:
             perturb=_layers(self.perturbed_attention),
             nag=(nag.scale, nag.tau, nag.alpha) if nag else None,
             zero_steps=zero_star.zero_steps if zero_star else None,
+            token_side=token_side,
+            row_norms=bool(self.row_norms),
         )
 
 

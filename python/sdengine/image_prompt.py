@@ -1,4 +1,4 @@
-"""Pictures as prompts: an IP-Adapter in a loaded model (Ye et al. 2023, arXiv 2308.06721; docs/control.md)."""
+"""Pictures as prompts: an IP-Adapter (Ye et al. 2023, arXiv 2308.06721) or FLUX.1 Redux in a model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import Image
 
 from . import _core, images
 from .errors import ParameterError
+from .families.control import IMAGE_PROMPT
 from .images import ImageLike
 from .loading import ModelPlan
 from .loading.image_prompt import plan_image_prompt
@@ -41,14 +42,31 @@ class PictureTokens:
     negative: Array
     scale: float
 
-    def inputs(self, negative: bool) -> dict[str, Array]:
+    def inputs(self, context: Array, negative: bool) -> dict[str, Array]:
         """The denoiser's inputs by name; values take the scale, as they are read by a linear layer."""
         tokens = self.negative if negative else self.positive
-        return {"image_keys": tokens, "image_values": tokens * np.float32(self.scale)}
+        scaled = tokens * np.float32(self.scale)
+        return {"context": context, "image_keys": tokens, "image_values": scaled}
+
+
+@dataclass(frozen=True)
+class ContextTokens:
+    """What the denoiser reads behind the positive text (Redux); the negative one stays alone.
+
+    Attributes:
+        tokens: float32 ``[N, tokens, width]``, with their strength as a factor, as ComfyUI has it.
+    """
+
+    tokens: Array
+
+    def inputs(self, context: Array, negative: bool) -> dict[str, Array]:
+        """The denoiser's context, ``[N, text + tokens, width]``."""
+        whole = context if negative else np.concatenate([context, self.tokens], axis=1)
+        return {"context": whole}
 
 
 class LoadedImagePrompt:
-    """An IP-Adapter with its vision encoder, ready to run.
+    """An image prompt with its vision encoder, ready to run.
 
     Attributes:
         plan: where everything came from, and the denoiser that reads it.
@@ -68,7 +86,7 @@ class LoadedImagePrompt:
             for part in (self.plan.encoder, self.plan.projection)
         )
 
-    def read(self, given: Mapping[str, Any], count: int) -> PictureTokens | None:
+    def read(self, given: Mapping[str, Any], count: int) -> PictureTokens | ContextTokens | None:
         """The tokens of the options ``ip_images`` and ``ip_scale`` for `count` pictures; None at scale 0.
 
         Raises:
@@ -86,8 +104,7 @@ class LoadedImagePrompt:
         pictures = given["ip_images"]
         if pictures is None:
             raise ParameterError(
-                "the model was loaded with an IP-Adapter: give ip_images=, or ip_scale=0 to do"
-                " without"
+                f"the model was loaded with {self.title}: give ip_images=, or ip_scale=0 to do without"
             )
         listed = list(pictures) if isinstance(pictures, list | tuple) else [pictures]
         if len(listed) not in (1, count):
@@ -95,9 +112,19 @@ class LoadedImagePrompt:
                 f"{len(listed)} ip_images were given for a batch of {count}; give one or as many"
             )
         side = int(self.plan.encoder.config["image_size"])
+        if self.plan.is_context:
+            pixels = np.concatenate([siglip_pixels(picture, side) for picture in listed])
+            features = self.encoder.run({"pixels": pixels})
+            tokens = self.projection.run(features)["tokens"] * np.float32(scale)
+            return ContextTokens(_repeated(tokens, count))
         positive = self._tokens(np.concatenate([clip_pixels(p, side) for p in listed]), False)
         negative = self._tokens(np.zeros((1, 3, side, side), np.float32), True)
         return PictureTokens(_repeated(positive, count), _repeated(negative, count), float(scale))
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        return IMAGE_PROMPT.of_kind(self.plan.projection.kind).title
 
     def _tokens(self, pixels: Array, nothing: bool) -> Array:
         """No picture is a black one to a plus model, and an embedding of zeros to a base model (diffusers)."""
@@ -125,6 +152,18 @@ def clip_pixels(image: ImageLike, side: int = 224) -> Array:
     square = picture.crop((left, top, left + side, top + side))
     values = (np.asarray(square, np.float32) / np.float32(255) - _MEAN) / _DEVIATION
     return np.ascontiguousarray(values.transpose(2, 0, 1)[None], np.float32)
+
+
+def siglip_pixels(image: ImageLike, side: int = 384) -> Array:
+    """A picture as SigLIP reads it: the whole of it, stretched, -1..1; float32 ``[1, 3, side, side]``.
+
+    Raises:
+        ParameterError, FormatError: it is not a picture.
+    """
+    picture = images.on_white(images.open_image(image))
+    values = np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC), np.float32)
+    unit = (values / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+    return np.ascontiguousarray(unit.transpose(2, 0, 1)[None])
 
 
 def _repeated(tokens: Array, count: int) -> Array:

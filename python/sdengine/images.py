@@ -7,10 +7,8 @@ autoencoders read and write them; masks are ``[N, 1, H, W]``, 0 (keep) to 1 (cha
 from __future__ import annotations
 
 import os
-import secrets
 import struct
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,10 +20,9 @@ from sdengine.errors import (
     FormatError,
     NumericError,
     OutOfMemoryError,
-    OutputError,
     ParameterError,
-    SDEngineError,
 )
+from sdengine.output import check_place, write_whole
 
 Array = NDArray[np.float32]
 ImageLike = Image.Image | NDArray[Any] | str | os.PathLike[str]
@@ -48,7 +45,7 @@ def open_image(source: ImageLike) -> Image.Image:
     EXIF orientation is applied; 16-bit grey is reduced to 8 bits.
 
     Raises:
-        ParameterError: no such file, or an array of another shape, type or range.
+        ParameterError: no such file, no pixels, or an array of another shape, type or range.
         FormatError: the file is no picture, or is damaged.
     """
     if isinstance(source, np.ndarray):
@@ -57,6 +54,8 @@ def open_image(source: ImageLike) -> Image.Image:
         raise ParameterError(
             f"a picture must be a path, a PIL image or a numpy array, not {type(source).__name__}"
         )
+    if isinstance(source, Image.Image) and 0 in source.size:
+        raise ParameterError(f"the picture is empty: it has {source.width}x{source.height} pixels")
     try:
         if isinstance(source, Image.Image):
             return _upright(source)
@@ -98,13 +97,18 @@ def to_mask(
     White is change. A picture with transparent parts is read as an erased one: those parts are to
     be changed, whatever their colour. Arguments and errors are those of :func:`to_array`.
     """
-    image = open_image(source)
-    erased = image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255)
-    grey = ImageOps.invert(image.getchannel("A")) if erased else image.convert("L")
+    grey = open_mask(source)
     if size is not None:
         grey = resize(grey, size, resize_mode)
     mask: Array = np.asarray(grey, np.float32)[None, None] / np.float32(255)
     return mask
+
+
+def open_mask(source: ImageLike) -> Image.Image:
+    """A mask as mode L, read as :func:`to_mask` says; errors are those of :func:`open_image`."""
+    image = open_image(source)
+    erased = image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255)
+    return ImageOps.invert(image.getchannel("A")) if erased else image.convert("L")
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -164,9 +168,14 @@ def to_pil(images: NDArray[Any]) -> list[Image.Image]:
     if not np.isfinite(images).all():
         bad = sorted({int(n) for n in np.argwhere(~np.isfinite(images))[:, 0]})
         raise NumericError(f"picture {bad[0] + 1} of {len(images)} holds NaN or infinity")
-    unit = np.clip(images.astype(np.float32) / 2 + np.float32(0.5), 0, 1)
-    levels = np.rint(unit * 255).astype(np.uint8).transpose(0, 2, 3, 1)
-    return [Image.fromarray(np.ascontiguousarray(picture)) for picture in levels]
+    made = []
+    for picture in images:
+        levels = np.empty((*picture.shape[1:], 3), np.uint8)
+        for channel, plane in enumerate(picture):  # large pictures: one plane at a time
+            unit = np.clip(plane.astype(np.float32) / 2 + np.float32(0.5), 0, 1)
+            levels[..., channel] = np.rint(unit * 255)
+        made.append(Image.fromarray(levels))
+    return made
 
 
 # ------------------------------ writing
@@ -201,21 +210,7 @@ def save(
     if not 1 <= quality <= 100:
         raise ParameterError(f"quality must be 1 to 100, not {quality}")
     text = None if parameters is None else parameters.encode("utf-8", "replace").decode()
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            encode(image, file, text, quality, lossless)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except SDEngineError:
-        raise
-    except (OSError, ValueError) as error:  # Pillow raises both
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"{path} could not be written: {reason}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    write_whole(path, lambda file: encode(image, file, text, quality, lossless))
     return path
 
 
@@ -228,12 +223,7 @@ def check_output(path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     _encoder(path)
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; give the name of a file")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path} could not be written: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{path} could not be written: the folder {path.parent} is read-only")
+    check_place(path)
 
 
 def _encoder(path: Path) -> Callable[..., None]:

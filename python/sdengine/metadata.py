@@ -35,6 +35,8 @@ _EXACT_PROMPT, _EXACT_NEGATIVE = "sdengine prompt", "sdengine negative prompt"
 _LABEL: Final = re.compile(r"\s*(\w[\w \-/]+):\s*")
 _QUOTED: Final = re.compile(r'"(?:\\.|[^\\"])*"(?=\s*(?:,|$))')
 _SIZE: Final = re.compile(r"(\d{1,6})x(\d{1,6})")
+_SIZES: Final = {"Size": "", "Hires resize": "hires_"}
+_HIRES: Final = {"hires_scale", "hires_width", "hires_height"}
 _MINFIELDS = 3  # A1111 takes a last line with fewer for a line of the prompt
 
 
@@ -69,6 +71,12 @@ def _fields(given: dict[str, object]) -> list[tuple[str, str]]:
     version = given.pop("version", None) or _version()
     if "width" in given and "height" in given:
         given["size"] = f"{number(given.pop('width'))}x{number(given.pop('height'))}"
+    if "hires_width" in given and "hires_height" in given:
+        wide, high = given.pop("hires_width"), given.pop("hires_height")
+        given["hires_size"] = f"{number(wide)}x{number(high)}"
+    enlarged = given.keys() & {"hires_scale", "hires_size"} and "task" not in given
+    if enlarged and "strength" not in given and "hires_strength" in given:
+        given["strength"] = given.pop("hires_strength")  # A1111 has one field for both
     known = [(f.label, _quoted(f.to_text(given.pop(f.name)))) for f in FIELDS if f.name in given]
     for key in given:
         if not _LABEL.fullmatch(f"{key}:") or key != key.strip():
@@ -132,6 +140,10 @@ def parse_parameters(text: str) -> dict[str, Any]:
     }
     for label, value in fields.items():
         result.update(_typed(label, value))
+    if result.keys() & _HIRES and "task" not in result and "strength" in result:
+        result.setdefault("hires_strength", result.pop("strength"))
+    if result.keys() & {"hires_width", "hires_height"}:
+        result.pop("hires_scale", None)  # SD.Next writes both
     return result
 
 
@@ -171,14 +183,16 @@ def _typed(label: str, value: str) -> dict[str, Any]:
     """The entry, or two for the size, that a field makes."""
     if label == "Version":
         return {"version": value}
-    if label == "Size" and (match := _SIZE.fullmatch(value)):
-        return {"width": int(match[1]), "height": int(match[2])}
+    if label in _SIZES and (match := _SIZE.fullmatch(value)):
+        kind = _SIZES[label]
+        found = {f"{kind}width": int(match[1]), f"{kind}height": int(match[2])}
+        return {name: side for name, side in found.items() if side}
     if label == "Sampler":
         return _sampler(value)
     if (label, value) == ("Schedule type", "Automatic"):
         return {}  # the model's own, which is what no entry means here
     field = BY_LABEL.get(label)
-    if field is None or field.name == "size":
+    if field is None or label in _SIZES:
         return {label: value}
     try:
         return {field.name: field.from_text(value)}

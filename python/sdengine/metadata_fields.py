@@ -45,12 +45,24 @@ _SCHEDULES: Final = {
     "beta": "Beta",
     "turbo": "Turbo",
 }
+_UPSCALERS: Final = {
+    "latent": "Latent",
+    "latent-antialiased": "Latent (antialiased)",
+    "latent-bicubic": "Latent (bicubic)",
+    "latent-bicubic-antialiased": "Latent (bicubic antialiased)",
+    "latent-nearest": "Latent (nearest)",
+    "latent-nearest-exact": "Latent (nearest-exact)",
+    "lanczos": "Lanczos",
+    "nearest": "Nearest",
+}
 # Labels that are read, and never written.
+_OTHER_UPSCALERS: Final = {"None": "lanczos"}  # A1111 resizes with it where no network does
 _OTHER_SAMPLERS: Final = {"PLMS": "ipndm"}
 _OTHER_SCHEDULES: Final = {"Normal": "discrete"}
 _GENERATORS: Final = {"torch-cpu": "CPU", "torch-cuda": "NV"}
 _OTHER_GENERATORS: Final = {"GPU": "torch-cuda"}  # the same numbers, made on the device
 _SEAMLESS: Final = {"xy": "True"}
+_MASK_FILLS: Final = {"blur": "fill", "noise": "latent noise", "nothing": "latent nothing"}
 
 
 class Field(NamedTuple):
@@ -121,6 +133,17 @@ def _bool(text: str) -> bool:
     return values[text]
 
 
+def _choice(no: str, yes: str) -> tuple[Callable[[Any], str], Callable[[str], Any]]:
+    """Converters of a bool that A1111 writes as one of two phrases."""
+
+    def from_text(text: str) -> bool:
+        if text not in (no, yes):
+            raise ValueError(f"expected {no!r} or {yes!r}, found {text!r}")
+        return text == yes
+
+    return lambda value: yes if value else no, from_text
+
+
 def format_record(value: Any) -> str:
     """A dataclass or a mapping as ``name=value name=value``; the items of a list have slashes between."""
     items = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
@@ -175,8 +198,19 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field("variation_seed", "Variation seed", number, int),
     Field("variation_strength", "Variation seed strength", number, float),
     Field("strength", "Denoising strength", number, float),
+    Field("hires_scale", "Hires upscale", number, float),
+    Field("hires_size", "Hires resize", str, str),
+    Field("hires_steps", "Hires steps", number, int),
+    Field("hires_upscaler", "Hires upscaler", *_labelled(_UPSCALERS, _OTHER_UPSCALERS)),
+    Field("hires_strength", "Hires denoising strength", number, float),
+    Field("hires_sampler", "Hires sampler", *_labelled(_SAMPLERS, _OTHER_SAMPLERS)),
+    Field("hires_schedule", "Hires schedule type", *_labelled(_SCHEDULES, _OTHER_SCHEDULES)),
+    Field("hires_guidance_scale", "Hires CFG Scale", number, float),
+    Field("hires_prompt", "Hires prompt", str, str),
+    Field("hires_negative_prompt", "Hires negative prompt", str, str),
     Field("clip_skip", "Clip skip", number, int),
     Field("eta", "Eta", number, float),
+    Field("shift", "Shift", number, float),
     Field("s_churn", "Sigma churn", number, float),
     Field("s_tmin", "Sigma tmin", number, float),
     Field("s_tmax", "Sigma tmax", number, float),
@@ -186,10 +220,26 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field("refiner", "Refiner", str, str),
     Field("denoising_end", "Refiner switch at", number, float),
     Field("denoising_start", "Denoising start", number, float),
+    Field("control_scales", "Control scale", numbers_text, _floats),
+    Field("control_start", "Control start", numbers_text, _floats),
+    Field("control_end", "Control end", numbers_text, _floats),
+    Field("control_mode", "Control mode", str, str),
+    Field("guess_mode", "Guess mode", _yes_no, _bool),
+    Field("ip_scale", "IP-Adapter scale", number, float),
+    Field("applied_loras", "Applied LoRAs", str, str),
     Field("batch_size", "Batch size", number, int),
     Field("batch_position", "Batch pos", number, int),
     Field("task", "Task", str, str),
     Field("resize_mode", "Resize mode", str, str),
+    Field("invert_mask", "Mask mode", *_choice("Inpaint masked", "Inpaint not masked")),
+    Field("mask_blur", "Mask blur", number, float),
+    Field("only_masked", "Inpaint area", *_choice("Whole picture", "Only masked")),
+    Field("mask_padding", "Masked area padding", number, int),
+    Field("mask_fill", "Masked content", *_labelled(_MASK_FILLS)),
+    Field("differential", "Differential diffusion", _yes_no, _bool),
+    Field("outpaint", "Outpaint", *_NUMBERS),
+    Field("reference_count", "References", number, int),
+    Field("resize_references", "Resize references", _yes_no, _bool),
     Field("prompt_2", "Prompt 2", str, str),
     Field("negative_prompt_2", "Negative prompt 2", str, str),
     Field("sigmas", "Sigmas", numbers_text, _floats),
@@ -200,6 +250,7 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field("weighting", "Prompt weighting", str, str),
     Field("sizes", "Size conditioning", *_RECORD),
     Field("negative_sizes", "Negative size conditioning", *_RECORD),
+    Field("tiled_diffusion", "Tiled diffusion", *_RECORD),
     Field("true_cfg_scale", "True CFG scale", *_NUMBERS),
     Field("guidance_rescale", "CFG rescale", number, float),
     Field("interval", "CFG interval", numbers_text, _floats),
@@ -210,5 +261,7 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field("perturbed_attention", "Perturbed attention", *_RECORD),
     Field("normalized_attention", "Normalized attention", *_RECORD),
     Field("zero_star", "CFG-Zero star", *_RECORD),
+    Field("token_norms", "CFG token norms", _yes_no, _bool),
+    Field("row_norms", "CFG row norms", _yes_no, _bool),
 )
 BY_LABEL: Final = {field.label: field for field in FIELDS}

@@ -65,6 +65,7 @@ def make_schedule(
         settings.steps_offset,
         spacing=settings.spacing if own and name in CONVERTED and settings.spacing else "",
         terminal=settings.terminal if levels.kind == "flow" else None,
+        multistep=own and settings.multistep,
     )
 
 

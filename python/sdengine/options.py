@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
+from os import PathLike
 from typing import Any, TypedDict
 
 import numpy as np
@@ -25,7 +26,10 @@ from .guidance import (
     ZeroStar,
 )
 from .images import ImageLike
+from .masks import MaskOptions
 from .noise import COMPAT
+from .tiled_diffusion import TiledDiffusion
+from .upscalers import Upscaler
 
 Texts = str | Sequence[str]
 Array = NDArray[np.float32]
@@ -68,6 +72,9 @@ class GenerateOptions(TypedDict, total=False):
     """Training timesteps of your own, falling; instead of `steps` and `schedule`."""
     eta: float | None
     """Noise of ancestral samplers, 0 for none; None is the sampler's own."""
+    shift: float | None
+    """Time shift of a flow model (SD3 has 3), the same for every size: above 1 more of the steps are spent on what is
+    large in the picture. None is the model's own."""
     s_noise: float
     """Scale of the noise that samplers add (1)."""
     s_churn: float
@@ -110,14 +117,36 @@ class GenerateOptions(TypedDict, total=False):
     image: ImageLike | Sequence[ImageLike] | None
     """A picture to start from, to edit or to repaint; one, or one per picture of the batch."""
     mask: ImageLike | Sequence[ImageLike] | None
-    """What to repaint: white is changed, black stays exactly, grey blends."""
+    """What to repaint, of the image's size: white is changed, black stays exactly, grey blends. Without `width` and
+    `height` the result has the image's size, whatever that is. See docs/painting.md."""
+    mask_blur: float
+    """0..256 pixels, standard deviation of a Gaussian blur of the mask (0)."""
+    invert_mask: bool
+    """Change what is black and keep what is white."""
+    only_masked: bool
+    """Generate the masked part alone, at `width` x `height` (the model's own), and put it back into the image."""
+    mask_padding: int
+    """0..4096 pixels around the masked part that `only_masked` shows the model (32)."""
+    mask_fill: str
+    """What a run with `strength` below 1 starts from below the mask: ``"original"``, ``"blur"`` (the colours around),
+    ``"noise"`` or ``"nothing"`` (in latents)."""
+    differential: bool
+    """The mask's grey is the strength of each pixel (Levin and Fried 2023), times `strength`."""
+    outpaint: Sequence[int] | str | float | None
+    """Extend the image, and paint what is new: pixels on the left, right, top and bottom (``"64,0,64,0"``), or an
+    aspect ratio (``"16:9"``). See :func:`sdengine.outpaint`."""
     depth: ImageLike | Sequence[ImageLike] | None
     """The depth map that a depth model follows; near is bright."""
+    references: ImageLike | Sequence[ImageLike] | None
+    """Pictures that an editing model looks at (FLUX.1 Kontext): one or several, for every picture of the batch. To a
+    model that only edits, `image` without a mask is the same."""
+    resize_references: bool
+    """References are brought to a size that the model was trained with (True), or keep theirs: smaller is faster."""
     strength: float | None
     """0..1, how much of `image` is changed."""
     control_images: ImageLike | Sequence[Any] | None
     """What the control networks follow: one picture for each, in their order; a list of pictures in its place for a
-    batch, None to leave a network out."""
+    batch, None to leave a network out. A model that follows a picture itself (FLUX.1 Canny) takes the first one."""
     control_scales: float | Sequence[float] | None
     """0..10, strength of the control networks, one for all or one for each (1); 0 leaves it out."""
     control_start: float | Sequence[float] | None
@@ -129,9 +158,9 @@ class GenerateOptions(TypedDict, total=False):
     control_mode: str
     """``"balanced"``; ``"prompt"`` or ``"control"`` is more important (sd-webui-controlnet), see docs/control.md."""
     ip_images: ImageLike | Sequence[ImageLike] | None
-    """What an IP-Adapter reads beside the prompt: a picture, or one per picture of the batch."""
+    """What an IP-Adapter or FLUX.1 Redux reads beside the prompt: a picture, or one per picture of the batch."""
     ip_scale: float | None
-    """0..10, how much the IP-Adapter counts (1)."""
+    """0..10, how much it counts (1)."""
     resize_mode: str
     """How given pictures are brought to size: ``"crop"``, ``"stretch"``, ``"fill"`` or ``"pad"``."""
     denoising_start: float | None
@@ -148,6 +177,32 @@ class GenerateOptions(TypedDict, total=False):
     """Opposite edges join: ``"x"``, ``"y"`` or ``"xy"``."""
     tile: int | None
     """Side of the autoencoder's tiles in latents; 0 for one piece, None to decide by size."""
+    tiled_diffusion: TiledDiffusion | Mapping[str, Any] | bool | int | None
+    """The denoiser sees a large picture in overlapping tiles: True, their side in latents, or a
+    :class:`sdengine.TiledDiffusion`; see docs/large-pictures.md."""
+    hires_scale: float | None
+    """1..16: after the picture a second pass that makes it so many times as wide and high (A1111's hires fix)."""
+    hires_width: int | None
+    """Width of the second pass in pixels, instead of a scale; the height follows where it is not given."""
+    hires_height: int | None
+    """Height of the second pass in pixels."""
+    hires_upscaler: str | PathLike[str] | Upscaler | None
+    """What enlarges between the passes: ``"latent"`` (the default), ``"latent-bicubic"``, ... for latents;
+    ``"lanczos"``, ``"nearest"``, the path of an upscaler or a loaded one for pictures."""
+    hires_strength: float | None
+    """0..1, how much of the enlarged picture is made again (0.7)."""
+    hires_steps: int | None
+    """Steps of the second pass, counted as those of image to image; None or 0 is as in the first."""
+    hires_sampler: str | None
+    """Sampler of the second pass; None is the first one's, as with the others below."""
+    hires_schedule: str | None
+    """Step schedule of the second pass."""
+    hires_guidance_scale: float | None
+    """Guidance of the second pass."""
+    hires_prompt: Texts | None
+    """Prompt of the second pass."""
+    hires_negative_prompt: Texts | None
+    """Negative prompt of the second pass."""
 
 
 GUIDANCE_KINDS: dict[str, Any] = {
@@ -160,6 +215,7 @@ GUIDANCE_KINDS: dict[str, Any] = {
     "zero_star": ZeroStar,
 }
 """Field of :class:`sdengine.Guidance` -> its class."""
+_PLAIN = ("interval", "token_norms", "row_norms")
 
 DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(GenerateOptions.__annotations__),
@@ -171,6 +227,8 @@ DEFAULTS: dict[str, Any] = {
     "guess_mode": False,
     "control_mode": "balanced",
     "resize_mode": "crop",
+    **asdict(MaskOptions()),
+    "resize_references": True,
     "seamless": "",
 }
 
@@ -200,6 +258,8 @@ def restored(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """
     known = {k: v for k, v in parameters.items() if k in DEFAULTS and v is not None}
     known = {k: v for k, v in known.items() if k not in ("prompt_2", "negative_prompt_2") or v}
+    if not known.keys() & {"hires_scale", "hires_width", "hires_height"}:  # there is no such pass
+        known = {k: v for k, v in known.items() if not k.startswith("hires_")}
     compat = known.get("compat")
     if "clip_skip" in known and compat in COMPAT:  # written as this package counts
         known["clip_skip"] += COMPAT[compat].last_layer - 1
@@ -215,8 +275,8 @@ def guidance_of(kinds: Mapping[str, Any]) -> Guidance:
     """
     given = {name: value for name, value in kinds.items() if value is not None}
     for name in given:
-        if name not in GUIDANCE_KINDS and name != "interval":
-            choices = ", ".join(("interval", *GUIDANCE_KINDS))
+        if name not in GUIDANCE_KINDS and name not in _PLAIN:
+            choices = ", ".join((*_PLAIN, *GUIDANCE_KINDS))
             raise ParameterError(f"there is no guidance {name!r}; choose one of {choices}")
     return Guidance(**{name: _guidance_kind(name, value) for name, value in given.items()})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from typing import Any
 
@@ -12,11 +12,15 @@ from . import prompt as prompts
 from .errors import ParameterError
 from .families import Defaults, SizeConditioning
 from .guidance import Guidance
+from .hires import Hires
+from .hires import read as read_hires
 from .loading import ModelPlan
+from .masks import MaskOptions
 from .noise import COMPAT, Compat
 from .random import KINDS
 from .sampling import resolve_names
 from .text_encoders import MAX_BATCH
+from .tiled_diffusion import TiledDiffusion, tiled
 
 MAX_SIDE = 8192
 MAX_STEPS = 1000
@@ -75,6 +79,23 @@ class GenerateParameters:
     guess_mode: bool = False
     control_mode: str = "balanced"
     ip_scale: float | None = None
+    mask_blur: float = 0.0
+    invert_mask: bool = False
+    only_masked: bool = False
+    mask_padding: int = 32
+    mask_fill: str = "original"
+    differential: bool = False
+    outpaint: tuple[int, int, int, int] | float | None = None
+    tiled_diffusion: TiledDiffusion | None = None
+    tile_side: int = MAX_SIDE
+    """Pixels of a tile's side."""
+    hires: Hires | None = None
+    """The second pass, of a run that has one."""
+    in_hires: bool = False
+    """This is the second pass."""
+    shift: float | None = None
+    reference_count: int = 0
+    resize_references: bool = True
 
     @classmethod
     def resolve(cls, plan: ModelPlan, defaults: Defaults, **given: Any) -> GenerateParameters:
@@ -95,6 +116,7 @@ class GenerateParameters:
             "sampler": sampler,
             "schedule": schedule,
             "eta": _or(given["eta"], defaults.eta),
+            "shift": _or(given["shift"], defaults.shift),
             "batch_size": _or(given["batch_size"], len(given["prompt"])),
             "noise": _or(given["noise"], compat.kind),
             "brownian": False
@@ -102,6 +124,8 @@ class GenerateParameters:
             else given["brownian"],
             "weighting": _or(given["weighting"], compat.weighting),
         }
+        if values["shift"] is not None and plan.scheduler.prediction != "flow":
+            raise ParameterError(f"{plan.title} is no flow model and has no shift; leave it out")
         explicit = given["sigmas"] is not None or given["timesteps"] is not None
         visited = defaults.timesteps
         if (
@@ -119,7 +143,16 @@ class GenerateParameters:
         # numpy's numbers are welcome, and become plain ones.
         for name in ("width", "height", "steps", "seed", "batch_size"):
             values[name] = int(values[name])
-        layout, size = plan.family.size_conditioning, (values["height"], values["width"])
+        factor, trained = plan.latents.factor, min(defaults.width, defaults.height)
+        tiles = tiled(given["tiled_diffusion"])
+        values["tiled_diffusion"] = tiles = tiles and tiles.resolved(trained // factor)
+        values["tile_side"] = MAX_SIDE if tiles is None else tiles.figures[0] * factor
+        if given["hires"] is not None:
+            size = values["width"], values["height"]
+            grid = factor * plan.family.patch
+            values["hires"] = read_hires(given["hires"], *size, grid, values["batch_size"])
+        layout = plan.family.size_conditioning
+        size = min(values["height"], values["tile_side"]), min(values["width"], values["tile_side"])
         values["sizes"] = size_values("sizes", layout, given["sizes"], *size)
         negative = {k: v for k, v in values["sizes"].items() if k != "aesthetic_score"}
         negative.update(_named("negative_sizes", given["negative_sizes"]))
@@ -127,6 +160,11 @@ class GenerateParameters:
             "negative_sizes", layout, negative, *size, NEGATIVE_SCORE
         )
         return cls(**values)
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Width and height in pixels of what the denoiser sees at once: the picture, or a tile of it."""
+        return min(self.width, self.tile_side), min(self.height, self.tile_side)
 
     @property
     def conventions(self) -> Compat:
@@ -171,6 +209,7 @@ class GenerateParameters:
                 "model": model,
                 "task": task,
                 **self._unusual(task is not None),
+                **({} if self.hires is None else self.hires.metadata(i)),
                 **self._who(i),
                 "prompt_2": of(self.prompt_2, i),
                 "negative_prompt_2": of(self.negative_prompt_2, i),
@@ -199,6 +238,7 @@ class GenerateParameters:
             "sigmas": None,
             "timesteps": None,
             "eta": None,
+            "shift": None,
             "s_noise": 1.0,
             "s_churn": 0.0,
             "s_tmin": 0.0,
@@ -219,13 +259,19 @@ class GenerateParameters:
             "guess_mode": False,
             "control_mode": "balanced",
             "ip_scale": None,
+            **asdict(MaskOptions()),
+            "mask_padding": None if self.only_masked else MaskOptions.mask_padding,
+            "outpaint": None,
+            "tiled_diffusion": None,
+            "reference_count": 0,
+            "resize_references": True,
         }
         named = {k: getattr(self, k) for k, v in usual.items() if getattr(self, k) != v}
         return {**named, **self._unusual_sizes(), **self._unusual_guidance()}
 
     def _unusual_sizes(self) -> dict[str, object]:
         """What the model was told about the picture, where it is not what anyone would say."""
-        usual = _usual_sizes(self.height, self.width, POSITIVE_SCORE)
+        usual = _usual_sizes(*self.seen[::-1], POSITIVE_SCORE)
         told = {k: v for k, v in self.sizes.items() if v != usual[k]}
         usual = {**self.sizes, "aesthetic_score": NEGATIVE_SCORE}
         negative = {k: v for k, v in self.negative_sizes.items() if v != usual[k]}
@@ -270,6 +316,7 @@ def _check(values: Mapping[str, Any], factor: int) -> None:
         _whole("variation_seed", values["variation_seed"], 0, MAX_SEED)
     for name, low, high in (
         ("eta", 0.0, 10.0),
+        ("shift", 0.01, 100.0),
         ("s_noise", 0.0, 10.0),
         ("s_churn", 0.0, 1e6),
         ("s_tmin", 0.0, 1e6),
@@ -320,7 +367,7 @@ def size_values(
         if named:
             raise ParameterError(f"{argument}: this model is not told sizes; leave it out")
         return {}
-    usual = _usual_sizes(height, width, aesthetic_score)
+    usual = {**_usual_sizes(height, width, aesthetic_score), **layout.usual}
     for name, value in named.items():
         if name not in usual:
             raise ParameterError(

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from . import _core, generation, images, previews
-from .adapters import Lora, LoraLike, Loras, as_loras
+from . import _core, generation, images, passes, previews
+from .adapters import Lora, LoraLike, Loras, as_loras, widened
 from .autoencoder import Autoencoder
-from .conditioning import Conditioning, stack_texts
+from .conditioning import Conditioning, of_equal_length, stack_texts
 from .control import ControlNet, LoadedControl
 from .devices import open_device
 from .embeddings import Embeddings, read_embedding, read_embeddings
@@ -25,18 +25,28 @@ from .events import Callback
 from .families import TextUse
 from .image_prompt import LoadedImagePrompt
 from .loading import plan_model
-from .loading.plan import Autoencoders
+from .loading.plan import Autoencoders, plan_preview_vae
 from .loading.text_parts import TextEncoders as TextEncoderPaths
+from .loading.text_parts import Tokenizers, given_tokenizer
 from .loading.tokenizer_source import LAYOUTS
 from .loading.weight_types import check_type
 from .options import GenerateOptions, Texts, checked_latents, texts
 from .params import SEAMLESS, size_values
+from .prompt import with_prefix
+from .prompt_cache import encoders_identity, make_cache
 from .recipes import as_published
 from .resolutions import resolutions
 from .results import Result
-from .run import Run
+from .run import Run, RunInputs
 from .stores import make_store
-from .text_encoders import AbsentEncoder, ClipEncoder, Encoder, LanguageModelEncoder, TextEncoders
+from .text_encoders import (
+    AbsentEncoder,
+    ClipEncoder,
+    Encoder,
+    Eyes,
+    LanguageModelEncoder,
+    TextEncoders,
+)
 from .tokenizers import ClipTokenizer, load_clip_tokenizer, load_text_tokenizer
 from .tokenizers.text import TextTokenizer
 
@@ -54,7 +64,7 @@ class ModelSource:
     model: AnyPath
     vae: Autoencoders | None = None
     text_encoders: TextEncoderPaths | None = None
-    tokenizer: AnyPath | ClipTokenizer | None = None
+    tokenizer: Tokenizers | None = None
     family: str | None = None
     prediction: str | None = None
     device: str = "auto"
@@ -66,6 +76,8 @@ class ModelSource:
     controlnets: Sequence[AnyPath | ControlNet] = ()
     ip_adapter: AnyPath | None = None
     image_encoder: AnyPath | None = None
+    preview_vae: Autoencoders | None = None
+    prompt_cache: AnyPath | Literal[False] | None = None
 
     def open(self) -> Pipeline:
         """Load it."""
@@ -84,6 +96,7 @@ class Pipeline:
         config: hyper-parameters per component (``"unet"``, ``"text_encoder"``, ``"vae"``).
         text_encoders: with their tokenizers.
         vae: the autoencoder.
+        preview_vae: a tiny one for previews, or None.
         denoiser: the network that predicts.
         adapters: applies LoRAs to the networks.
         loras: those that apply unless a call says otherwise.
@@ -101,6 +114,7 @@ class Pipeline:
             prediction=source.prediction,
         )
         plan, self.recipe = as_published(plan, source.prediction is not None)
+        plan = widened(plan, source.loras)
         self.source, self.plan = source, plan
         self.config: Mapping[str, Mapping[str, Any]] = {
             name: component.config for name, component in plan.components.items()
@@ -109,12 +123,18 @@ class Pipeline:
         self.text_encoders = TextEncoders(
             [self._text_encoder(use, weight_type) for use in plan.family.text],
             plan.context_width,
+            make_cache(source.prompt_cache),
+            encoders_identity(plan, weight_type, source.device),
         )
         for embedding in read_embeddings(source.embeddings or {}):
             self.text_encoders.add_embedding(embedding)
         self.vae = Autoencoder(
             plan.components["vae"], plan.latents.factor, self._device, weight_type
         )
+        self.preview_vae: Autoencoder | None = None
+        if source.preview_vae is not None:
+            tiny = plan_preview_vae(plan, source.preview_vae)
+            self.preview_vae = Autoencoder(tiny, plan.latents.factor, self._device)
         self.image_prompt: LoadedImagePrompt | None = None
         denoiser = plan.components[plan.family.denoiser]
         if source.ip_adapter is not None:
@@ -137,7 +157,7 @@ class Pipeline:
         folder = None if source.lora_dir is None else Path(source.lora_dir)
         if folder is not None and not folder.is_dir():
             raise ParameterError(f"lora_dir: {folder} is no folder")
-        self.adapters = Loras(plan, networks, folder)
+        self.adapters = Loras(plan, networks, folder, self.text_encoders.knowing)
         self.set_loras(source.loras)
         self._running: set[_core.CancelToken] = set()
 
@@ -145,22 +165,32 @@ class Pipeline:
         if use.component not in self.plan.components:
             return AbsentEncoder(use, LAYOUTS[self.plan.family.tokenizers[use.component]])
         part, found = self.plan.components[use.component], self.plan.tokenizers[use.component]
-        given = self.source.tokenizer
+        given = given_tokenizer(self.plan.family, self.source.tokenizer, use.component)
         if found.kind in LAYOUTS:
             layout = LAYOUTS[found.kind]
-            alone = len(self.plan.family.text) == 1
-            if alone and isinstance(given, ClipTokenizer):
+            if isinstance(given, ClipTokenizer):
                 raise ParameterError(f"{self.plan.title} does not read with a CLIP tokenizer")
-            if alone and given is not None and not isinstance(given, ClipTokenizer):
-                words = load_text_tokenizer(Path(given), layout.added)
-            else:
-                words = found.open_text()
-            return LanguageModelEncoder(part, use, words, layout, self._device, weight_type)
+            words = (
+                found.open_text()
+                if given is None
+                else load_text_tokenizer(Path(given), layout.added)
+            )
+            sighted = LAYOUTS[use.sight.layout] if use.sight else None
+            eyes = self._eyes(use, weight_type)
+            return LanguageModelEncoder(
+                part, use, words, layout, self._device, weight_type, eyes, sighted
+            )
         if isinstance(given, ClipTokenizer):
             tokenizer = given
         else:
             tokenizer = found.open() if given is None else load_clip_tokenizer(Path(given))
         return ClipEncoder(part, use, tokenizer, self._device, weight_type)
+
+    def _eyes(self, use: TextUse, weight_type: str | None) -> Eyes | None:
+        """The vision encoder of a text encoder that has one."""
+        if use.sight is None or use.sight.component not in self.plan.components:
+            return None
+        return Eyes(self.plan.components[use.sight.component], self._device, weight_type)
 
     def __repr__(self) -> str:
         return f"<sdengine.Pipeline {self.plan.title} from {str(self.plan.path)!r}>"
@@ -257,6 +287,7 @@ class Pipeline:
         negative_prompt_2: Texts | None = None,
         clip_skip: int | None = None,
         weighting: str = "a1111",
+        references: Any = None,
     ) -> Conditioning:
         """Encode prompts as the denoiser reads them.
 
@@ -269,9 +300,12 @@ class Pipeline:
             negative_prompt_2: the same for the negative prompt.
             clip_skip: 1 takes the text encoders' last layer, 2 the one before; None is the model's own.
             weighting: a rule of :data:`sdengine.prompt.RULES`.
+            references: pictures that the prompts speak of, one or several, for models whose text encoder has eyes
+                (Qwen-Image-Edit).
 
         Returns:
-            Context and negative context, float32 ``[N, 77 * chunks, width]``, and pooled texts.
+            Context and negative context, float32 ``[N, tokens, width]`` (77 per chunk for CLIP), pooled texts, and
+            the texts' lengths where the model reads no padding and they differ.
 
         Raises:
             ParameterError: too long a prompt, or numbers of prompts that do not fit.
@@ -285,15 +319,27 @@ class Pipeline:
                 ("negative_prompt_2", negative_prompt_2),
             )
         )
-        positives = self.text_encoders.pair(prompts, second, len(prompts))
+        prefix = self.plan.family.prompt_prefix
+        paired = self.text_encoders.pair(prompts, second, len(prompts))
+        positives = [with_prefix(text, prefix) for text in paired]
         negatives = self.negatives(negative, negative_2, len(prompts))
+        listed = references if isinstance(references, list | tuple) else [references]
+        seen = [images.on_white(images.open_image(p)) for p in listed if p is not None]
         with self.running() as token, self.adapters.applied(self.loras):
             encoded = self.text_encoders.encode(
-                [*positives, *negatives], clip_skip=clip_skip, weighting=weighting, cancel=token
+                [*positives, *negatives],
+                clip_skip=clip_skip,
+                weighting=weighting,
+                adapted=self.adapters.in_text_encoders(self.loras),
+                pictures=seen,
+                cancel=token,
             )
-        context, pooled = stack_texts([encoded[text] for text in positives])
-        negative_context, negative_pooled = stack_texts([encoded[text] for text in negatives])
-        return Conditioning(context, negative_context, pooled, negative_pooled)
+        own, away = (stack_texts([encoded[t] for t in of]) for of in (positives, negatives))
+        return Conditioning(
+            *(own.context, away.context, own.pooled, away.pooled),
+            *(own.lengths, away.lengths),
+            *(own.inputs, away.inputs),
+        )
 
     def negatives(
         self, given: list[str] | None, second: list[str] | None, count: int
@@ -301,7 +347,7 @@ class Pipeline:
         """The negative texts of `count` pictures; empty tuples where zeros stand for no text."""
         if given is None and second is None and self.plan.family.empty_negative_is_zeros:
             return [()] * count
-        return self.text_encoders.pair(given or [""], second, count)
+        return self.text_encoders.pair(given or [self.plan.family.usual_negative], second, count)
 
     def predict(
         self,
@@ -351,10 +397,18 @@ class Pipeline:
         inputs = {
             "latents": latents,
             "timesteps": np.ascontiguousarray(steps),
-            **told.inputs(cond.context, cond.pooled, False),
+            **told.inputs(cond.context, cond.pooled, cond.inputs, False),
         }
+        together = of_equal_length(cond.lengths, count)
+        parts = []
         with self.running() as token, self.adapters.applied(self.loras):
-            return self.denoiser.run(inputs, {}, token)["prediction"]
+            for length, pictures in together.items():
+                part = {name: array[pictures] for name, array in inputs.items()}
+                part["context"] = np.ascontiguousarray(part["context"][:, :length])
+                parts.append(self.denoiser.run(part, {}, token)["prediction"])
+        found = np.concatenate(parts)
+        found[np.concatenate(list(together.values()))] = found.copy()
+        return found
 
     def _distilled_guidance(self, scale: float | None) -> float | None:
         if not self.plan.reads_guidance:
@@ -414,21 +468,48 @@ class Pipeline:
             pictures = self.vae.decode(array, tile, token, circular=SEAMLESS[seamless])
         return pictures if output_type == "numpy" else images.to_pil(pictures)
 
-    def preview(self, latents: Array) -> list[Image.Image]:
-        """Small pictures of clean latents by a linear map to colours: a few microseconds each.
+    def preview(
+        self, latents: Array, method: str | None = None, *, seamless: str = ""
+    ) -> list[Image.Image]:
+        """Quick pictures of clean latents.
+
+        Args:
+            latents: float32 ``[N, C, h, w]``, scaled as the denoiser sees them.
+            method: ``"linear"``, a map to one colour per latent, at most 512 pixels along a side, in microseconds;
+                ``"tiny"``, the autoencoder that was given as ``preview_vae``; ``"full"``, the model's own. None takes
+                the tiny one where there is one, else the map.
+            seamless: ``"x"``, ``"y"`` or ``"xy"``: opposite edges join.
 
         Raises:
-            ParameterError: the model's latents have no such map.
+            ParameterError: the model's latents have no such map, or there is no tiny autoencoder.
         """
-        projection = self._projection()
-        return previews.preview(
-            checked_latents("latents", latents), projection.factors, projection.bias
-        )
+        if method is None:
+            method = "linear" if self.preview_vae is None else "tiny"
+        method = previews.check_method(method)
+        if method == "full":
+            return self._pictures(self.vae, latents, seamless)
+        if method == "linear":
+            projection = self._projection()
+            return previews.preview(
+                checked_latents("latents", latents), projection.factors, projection.bias
+            )
+        if self.preview_vae is None:
+            raise ParameterError(
+                "the preview 'tiny' needs a tiny autoencoder (TAESD); give sdengine.load(..., preview_vae=...)"
+            )
+        return self._pictures(self.preview_vae, latents, seamless)
+
+    def _pictures(self, vae: Autoencoder, latents: Array, seamless: str) -> list[Image.Image]:
+        if not isinstance(seamless, str) or seamless not in SEAMLESS:
+            raise ParameterError(f"seamless must be '', 'x', 'y' or 'xy', not {seamless!r}")
+        array = checked_latents("latents", latents)
+        with self.running() as token:
+            return images.to_pil(vae.decode(array, None, token, circular=SEAMLESS[seamless]))
 
     def _projection(self) -> previews.Projection:
-        known = previews.stored(self.plan.metadata) or previews.PROJECTIONS.get(
-            self.plan.family.name
-        )
+        known = previews.stored(self.plan.metadata)
+        # A tiny autoencoder in the model's place has no scale of its own; the family's latents stay what they are.
+        known = known or previews.known(self.plan.latents, self.plan.family.latents)
         if known is None:
             raise ParameterError(f"there are no preview colours for {self.plan.title}")
         return known
@@ -442,9 +523,15 @@ class Pipeline:
     ) -> Run:
         """Prepare a generation without doing it: the run's ``step()`` does one sampler step.
 
+        With a hires pass it is the first one's run, and :meth:`sdengine.Run.next_pass` gives the second's.
+
         Arguments and errors are those of :meth:`generate`.
         """
         return generation.begin(self, prompt, negative_prompt, options)
+
+    def second_pass(self, first: Run, inputs: RunInputs, token: _core.CancelToken) -> Run:
+        """The hires pass after `first`; users call :meth:`sdengine.Run.next_pass`."""
+        return passes.second_pass(self, first, inputs, token)
 
     def generate(
         self,
@@ -476,7 +563,5 @@ class Pipeline:
         with self.running() as token:  # callbacks too may call cancel()
             if refiner is None:
                 run = generation.begin(self, prompt, negative_prompt, options, token)
-                return generation.finish(run, callback).result()
-            return generation.refined(
-                self, refiner, prompt, negative_prompt, options, callback, token
-            )
+                return passes.complete(run, callback)
+            return passes.refined(self, refiner, prompt, negative_prompt, options, callback, token)

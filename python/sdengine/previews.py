@@ -1,4 +1,7 @@
-"""Rough pictures of latents without the autoencoder: one colour per latent, a linear map of its channels.
+"""Pictures of a run that is not finished: a linear map of the latents, or an autoencoder.
+
+The linear map gives one colour per latent and costs microseconds; a tiny autoencoder (TAESD, Ollin Boer Bohan,
+github.com/madebyollin/taesd) shows what the picture will look like in a small part of a step's time.
 
 The tables are those that ComfyUI publishes (Comfy-Org/ComfyUI, ``comfy/latent_formats.py``); a model with its own
 autoencoder brings a table that :func:`fit_factors` made.
@@ -8,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,10 +19,25 @@ from PIL import Image
 
 from sdengine.errors import ParameterError
 
+if TYPE_CHECKING:
+    from sdengine.events import StepEvent
+    from sdengine.families import LatentFormat
+
 Array = NDArray[np.float32]
 
 METADATA_KEY = "sdengine.preview"
 """Where a model file keeps :meth:`Projection.numbers`."""
+
+METHODS = ("linear", "tiny", "full")
+"""``linear``: one colour per latent; ``tiny``: the autoencoder given as ``preview_vae``; ``full``: the model's own."""
+_OTHER_NAMES = {
+    "proj": "linear",
+    "latent2rgb": "linear",
+    "tae": "tiny",
+    "taesd": "tiny",
+    "vae": "full",
+}
+"""What stable-diffusion.cpp and ComfyUI call them."""
 
 MAX_SIDE = 512
 PIXELS_PER_LATENT = 8
@@ -126,15 +144,133 @@ _FLUX = Projection(
     (-0.0329, -0.0718, -0.0851),
 )
 
+_PLAYGROUND = Projection(
+    (
+        (0.3920, 0.4054, 0.4549),
+        (-0.2634, -0.0196, 0.0653),
+        (0.0568, 0.1687, -0.0755),
+        (-0.3112, -0.2359, -0.2076),
+    )
+)
+_WAN = Projection(
+    (
+        (-0.1299, -0.1692, 0.2932),
+        (0.0671, 0.0406, 0.0442),
+        (0.3568, 0.2548, 0.1747),
+        (0.0372, 0.2344, 0.1420),
+        (0.0313, 0.0189, -0.0328),
+        (0.0296, -0.0956, -0.0665),
+        (-0.3477, -0.4059, -0.2925),
+        (0.0166, 0.1902, 0.1975),
+        (-0.0412, 0.0267, -0.1364),
+        (-0.1293, 0.0740, 0.1636),
+        (0.0680, 0.3019, 0.1128),
+        (0.0032, 0.0581, 0.0639),
+        (-0.1251, 0.0927, 0.1699),
+        (0.0060, -0.0633, 0.0005),
+        (0.3477, 0.2275, 0.2950),
+        (0.1984, 0.0913, 0.1861),
+    ),
+    (-0.1835, -0.0868, -0.3360),
+)
+
 PROJECTIONS: dict[str, Projection] = {
     "sd1": _SD1,
-    "sd2": _SD1,
     "sdxl": _SDXL,
-    "kolors": _SDXL,
+    "playground": _PLAYGROUND,
     "sd3": _SD3,
     "flux": _FLUX,
+    "wan": _WAN,
 }
-"""By the name of the family; SD2 has the autoencoder of SD1, Kolors that of SDXL."""
+"""By the first model that had the autoencoder."""
+
+_BY_LATENTS = {
+    (4, 0.18215, False): "sd1",
+    (4, 0.13025, False): "sdxl",
+    (4, 0.5, True): "playground",
+    (16, 1.5305, False): "sd3",
+    (16, 0.3611, False): "flux",
+    (16, 1.0, True): "wan",
+}
+"""Channels, scale, and whether each channel was normalised by itself: autoencoders that are known."""
+
+
+def known(*formats: LatentFormat) -> Projection | None:
+    """The published projection of the first of these latents that has one."""
+    for latents in formats:
+        name = _BY_LATENTS.get((latents.channels, round(latents.scale, 5), bool(latents.mean)))
+        if name is not None:
+            return PROJECTIONS[name]
+    return None
+
+
+def check_method(method: str) -> str:
+    """The name of a method in :data:`METHODS`, from any program's.
+
+    Raises:
+        ParameterError: there is none of this name.
+    """
+    known = _OTHER_NAMES.get(method, method) if isinstance(method, str) else method
+    if known not in METHODS:
+        raise ParameterError(f"there is no preview {method!r}; choose one of {', '.join(METHODS)}")
+    return known
+
+
+class Frames:
+    """A callback that keeps previews of a run: ``pipe.generate(..., callback=frames)``.
+
+    Attributes:
+        images: one picture per step that was looked at, of the first picture of the batch, or of `index`.
+        steps: their numbers.
+    """
+
+    def __init__(
+        self,
+        every: int = 1,
+        *,
+        method: str | None = None,
+        noisy: bool = False,
+        index: int = 0,
+    ) -> None:
+        """Look at steps.
+
+        Args:
+            every: at each so many steps, and at the last one.
+            method: see :meth:`sdengine.Pipeline.preview`.
+            noisy: the state of the sampler instead of the picture that the denoiser believes in.
+            index: which picture of a batch.
+
+        Raises:
+            ParameterError: an argument is out of range.
+        """
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ParameterError(f"every must be a whole number of steps from 1 on, not {every!r}")
+        if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+            raise ParameterError(f"index must be a whole number from 0 on, not {index!r}")
+        self._every, self._noisy, self._index = every, noisy, index
+        self._method = None if method is None else check_method(method)
+        self.images: list[Image.Image] = []
+        self.steps: list[int] = []
+
+    def __call__(self, event: StepEvent) -> None:
+        """Look at a step.
+
+        Raises:
+            ParameterError: the model has no such preview, or the batch no such picture.
+        """
+        if not is_due(event.step, event.steps, self._every):
+            return
+        if self._index >= len(event.latents):
+            raise ParameterError(
+                f"index is {self._index}; a batch of {len(event.latents)} has pictures up to {len(event.latents) - 1}"
+            )
+        self.images.append(event.preview(self._method, noisy=self._noisy)[self._index])
+        self.steps.append(event.step)
+
+
+def is_due(step: int, steps: int, every: int) -> bool:
+    """True at each `every`-th of `steps` steps, counted from 1, and at the last."""
+    return step % every == 0 or step == steps
 
 
 def preview(

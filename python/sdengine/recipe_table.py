@@ -137,6 +137,16 @@ RECIPES: tuple[Recipe, ...] = (
         steps_range=(1, 1),
         guidance_limit=2.0,
     ),
+    Recipe(
+        *("pixart-dmd", "PixArt-alpha DMD", ("pixart_alpha",), ("dmd",)),
+        *(1, 1.0, "lcm", "PixArt-alpha/PixArt-alpha README; PixArt-Alpha-DMD-XL-2-512x512"),
+        schedule="trailing",
+        timesteps=(400,),
+        width=512,
+        height=512,
+        steps_range=(1, 1),
+        guidance_limit=2.0,
+    ),
     # ------------------------------------------------------------------ few steps
     Recipe(
         *("dmd2", "DMD2", ("sdxl",), (r"dmd ?2",)),
@@ -258,7 +268,7 @@ RECIPES: tuple[Recipe, ...] = (
         guidance_limit=2.0,
     ),
     Recipe(
-        *("lcm", "LCM", ("sd1", "sd2", "sdxl"), ("lcm",)),
+        *("lcm", "LCM", ("sd1", "sd2", "sdxl", "pixart_alpha", "pixart_sigma"), ("lcm",)),
         *(4, 1.0, "lcm", LCM),
         schedule="lcm",
         counts=(4, 8),
@@ -379,6 +389,27 @@ RECIPES: tuple[Recipe, ...] = (
         guidance_limit=5.0,
         few_steps=False,
         distilled_guidance=2.5,
+    ),
+    Recipe(
+        *("flux-fill", "FLUX.1 Fill", ("flux",), ("fill",)),
+        *(50, 1.0, "euler", "diffusers docs, FLUX"),
+        guidance_limit=5.0,
+        few_steps=False,
+        distilled_guidance=30.0,
+    ),
+    Recipe(
+        *("flux-canny", "FLUX.1 Canny", ("flux",), ("canny",)),
+        *(50, 1.0, "euler", "diffusers docs, FLUX"),
+        guidance_limit=5.0,
+        few_steps=False,
+        distilled_guidance=30.0,
+    ),
+    Recipe(
+        *("flux-depth", "FLUX.1 Depth", ("flux",), ("depth",)),
+        *(30, 1.0, "euler", "diffusers docs, FLUX"),
+        guidance_limit=5.0,
+        few_steps=False,
+        distilled_guidance=10.0,
     ),
     Recipe(
         *("flux-dev", "FLUX.1 dev", ("flux",), ("dev", r"flux ?1? ?dev")),

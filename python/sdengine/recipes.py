@@ -7,10 +7,10 @@ are :data:`RECIPES`; docs/recipes.md is the same as a table.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from sdengine.families.naming import TITLES, says, titles, words
 from sdengine.families.settings import Defaults, Prediction
 from sdengine.recipe_table import RECIPES, Recipe
 
@@ -27,12 +27,9 @@ __all__ = [
     "prediction_of",
     "titles",
     "unwise",
+    "with_recipe",
 ]
 
-TITLES = ("general.name", "modelspec.title", "ss_output_name")
-"""Where a file says what it is called (GGUF; Stability AI's modelspec; kohya's trainer)."""
-
-_SUFFIX = re.compile(r"\.(safetensors|gguf|ckpt|pt|pth|bin|sft)$", re.IGNORECASE)
 _STEPS = re.compile(r"\b(\d{1,2}) ?steps?\b")
 
 SPREAD_SCHEDULES = (
@@ -71,19 +68,14 @@ def find_recipe(family: str, *names: str) -> Recipe | None:
     Returns:
         The first row of :data:`RECIPES` that fits any of the names; None when no row does.
     """
-    spoken = [words for words in map(_words, names) if words]
+    spoken = [said for said in map(words, names) if said]
     for recipe in RECIPES:
         if family not in recipe.families:
             continue
-        for words in spoken:
-            if any(re.search(rf"\b(?:{pattern})\b", words) for pattern in recipe.patterns):
-                return _with_count(recipe, words)
+        for said in spoken:
+            if says(said, recipe.patterns):
+                return _with_count(recipe, said)
     return None
-
-
-def titles(metadata: Mapping[str, Any]) -> list[str]:
-    """What a file's metadata says that the model is called."""
-    return [str(metadata[key]) for key in TITLES if isinstance(metadata.get(key), str)]
 
 
 def defaults_of(recipe: Recipe, defaults: Defaults) -> Defaults:
@@ -96,9 +88,22 @@ def defaults_of(recipe: Recipe, defaults: Defaults) -> Defaults:
         schedule=recipe.schedule or defaults.schedule,
         timesteps=recipe.timesteps,
         eta=recipe.eta,
+        shift=recipe.shift,
         width=recipe.width or defaults.width,
         height=recipe.height or defaults.height,
     )
+
+
+def with_recipe(plan: ModelPlan, recipe: Recipe) -> ModelPlan:
+    """The plan with the defaults of a recipe.
+
+    A model that reads guidance as an input is told the recipe's number for that, or keeps its own.
+    """
+    defaults = defaults_of(recipe, plan.defaults)
+    if plan.reads_guidance:  # `guidance` is for models that are guided from outside
+        told = recipe.distilled_guidance
+        defaults = replace(defaults, guidance=told or plan.defaults.guidance)
+    return replace(plan, defaults=defaults)
 
 
 def prediction_of(recipe: Recipe | None, prediction: Prediction) -> Prediction:
@@ -124,10 +129,7 @@ def as_published(
         prediction = prediction_of(recipe, plan.scheduler.prediction)
         plan = replace(plan, scheduler=replace(plan.scheduler, prediction=prediction))
     if "sdengine.defaults" not in plan.metadata:
-        defaults = defaults_of(recipe, plan.defaults)
-        if plan.reads_guidance:  # the recipe's number is for models that are guided from outside
-            defaults = replace(defaults, guidance=plan.defaults.guidance)
-        plan = replace(plan, defaults=defaults)
+        plan = with_recipe(plan, recipe)
     return plan, recipe
 
 
@@ -220,16 +222,9 @@ def _about_schedule(recipe: Recipe, schedule: str) -> str | None:
     return None
 
 
-def _words(name: str) -> str:
-    """A name as lower-case words with single spaces."""
-    text = _SUFFIX.sub("", name.strip())
-    text = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", text)
-    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
-
-
-def _with_count(recipe: Recipe, words: str) -> Recipe:
+def _with_count(recipe: Recipe, said: str) -> Recipe:
     """The recipe for the number of steps that the name says, if it was published for that number."""
-    found = _STEPS.search(words)
+    found = _STEPS.search(said)
     count = int(found[1]) if found else 0
     if count not in recipe.counts:
         return recipe

@@ -48,12 +48,18 @@ def resolutions(family: Family, defaults: Defaults) -> list[Size]:
     return sorted({*found, own}, key=lambda size: (size[0] / size[1], size))
 
 
-def nearest(sizes: Sequence[Size], ratio: float) -> Size:
-    """The size whose shape is nearest to `ratio` (width over height), by factors; of equals the largest."""
-    return min(
-        sizes,
-        key=lambda size: (round(abs(math.log(size[0] / size[1] / ratio)), 6), -size[0] * size[1]),
-    )
+def nearest(sizes: Sequence[Size], ratio: float, area: int | None = None) -> Size:
+    """The size whose shape is nearest to `ratio` (width over height), by factors.
+
+    Of equals it is the one of nearest `area` in pixels, or without an area the largest.
+    """
+
+    def key(size: Size) -> tuple[float, int]:
+        pixels = size[0] * size[1]
+        off = -pixels if area is None else abs(pixels - area)
+        return round(abs(math.log(size[0] / size[1] / ratio)), 6), off
+
+    return min(sizes, key=key)
 
 
 def parse_ratio(value: object) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,16 +14,19 @@ from PIL import Image
 from . import _core, images
 from .adapters import Lora
 from .branches import Phases
-from .control import ControlInput
+from .control_options import ControlInput
 from .devices import peak_memory
 from .errors import ParameterError
+from .hires import Plan
+from .masks import pasted
 from .options import checked_latents
 from .params import SEAMLESS, GenerateParameters
 from .results import Result
 from .steps import Steps, plan_steps
-from .tasks import Pictures, Start, noise_seeds, pasted
+from .tasks import Pictures, Start, noise_seeds
 
 if TYPE_CHECKING:
+    from .loading import ModelPlan
     from .pipeline import Pipeline
 
 Array = NDArray[np.float32]
@@ -40,6 +43,10 @@ class RunInputs:
     tile: int | None
     loras: tuple[Lora, ...] = ()
     controls: Sequence[ControlInput] = ()
+    second: Plan | None = None
+    """What a hires pass after this one needs."""
+    described: Sequence[dict[str, object]] = ()
+    """The generation parameters, where another run began."""
 
 
 @dataclass
@@ -50,6 +57,21 @@ class Times:
     steps: list[float] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class FirstPass:
+    """What a hires pass goes on from.
+
+    Attributes:
+        described: the generation parameters of each picture.
+        times: of the run so far.
+        clean: float32 ``[N, C, h, w]``, the enlarged latents; None where the enlarged picture is given as ``image``.
+    """
+
+    described: Sequence[dict[str, object]]
+    times: Times
+    clean: Array | None
+
+
 class Run:
     """One generation, made by :meth:`sdengine.Pipeline.start` and advanced by :meth:`step`.
 
@@ -58,19 +80,20 @@ class Run:
 
     Attributes:
         parameters: of the generation.
+        times: seconds spent so far; in a hires pass those of the first pass too.
     """
 
     def __init__(
         self,
         pipeline: Pipeline,
         inputs: RunInputs,
-        encode_seconds: float = 0.0,
+        times: Times | None = None,
         token: _core.CancelToken | None = None,
     ) -> None:
         self.parameters = inputs.parameters
         self._pipeline, self._inputs = pipeline, inputs
         self._token = token or _core.CancelToken()
-        self._times = Times(encode_seconds)
+        self.times = times or Times()
         self._native = self._made()
 
     def _made(self) -> _core.DenoiseRun:
@@ -92,8 +115,10 @@ class Run:
             noise=parameters.noise,
             noise_state=start.noise_state,
             phases=[(until, native[id(branches)]) for until, branches in self._inputs.phases],
-            guidance=parameters.guidance.native(),
-            blend=None if blend is None else (blend.original, blend.noise, blend.mask),
+            guidance=parameters.guidance.native(_token_side(plan, parameters)),
+            blend=None
+            if blend is None
+            else (blend.original, blend.noise, blend.mask, blend.differential),
             eta=parameters.eta,
             s_noise=parameters.s_noise,
             brownian=parameters.brownian,
@@ -106,6 +131,9 @@ class Run:
                 )
                 for control in self._inputs.controls
             ],
+            tiles=None
+            if parameters.tiled_diffusion is None
+            else parameters.tiled_diffusion.figures,
         )
 
     # ------------------------------------------------------------------------------------- steps
@@ -120,7 +148,7 @@ class Run:
         adapters, loras = self._pipeline.adapters, self._inputs.loras
         with self._pipeline.running(self._token), adapters.applied(loras, self.index, self.steps):
             self._native.step(self._token)
-        self._times.steps.append(time.perf_counter() - before)
+        self.times.steps.append(time.perf_counter() - before)
 
     def cancel(self) -> None:
         """Stop the step that is running in another thread, and refuse further ones."""
@@ -128,7 +156,7 @@ class Run:
 
     def fork(self) -> Run:
         """A copy that goes its own way from here."""
-        return self._restored(self._pipeline, self._inputs, self._native.save(), self._times)
+        return self._restored(self._pipeline, self._inputs, self._native.save(), self.times)
 
     @property
     def done(self) -> bool:
@@ -174,9 +202,59 @@ class Run:
         """The last estimate of the clean latents, same shape."""
         return self._native.denoised
 
-    def preview(self) -> list[Image.Image]:
-        """Small pictures of :attr:`denoised`, at the cost of a few microseconds each."""
-        return self._pipeline.preview(self.denoised)
+    def preview(self, method: str | None = None, *, noisy: bool = False) -> list[Image.Image]:
+        """Pictures of :attr:`denoised`, one per picture of the batch; see :meth:`sdengine.Pipeline.preview`.
+
+        Args:
+            method: ``"linear"``, ``"tiny"`` or ``"full"``; None takes the best that is quick.
+            noisy: of :attr:`latents` instead, the state of the sampler, scaled to the spread of clean latents.
+
+        Raises:
+            ParameterError: the model has no such preview.
+        """
+        if noisy:
+            return self.preview_of(self.latents, method, sigma=self.sigma)
+        return self.preview_of(self.denoised, method)
+
+    def preview_of(
+        self, latents: Array, method: str | None = None, *, sigma: float = 0.0
+    ) -> list[Image.Image]:
+        """Pictures of a state of this run, of an earlier step say; see :meth:`preview`.
+
+        Args:
+            latents: float32 ``[N, C, h, w]``, clean or with noise.
+            method: as for :meth:`preview`.
+            sigma: level of the noise in them.
+        """
+        if sigma > 0.0:
+            scale = plan_steps(self._pipeline.plan, self.parameters).prediction.input_scale
+            latents = latents * np.float32(scale(sigma) / scale(0.0))
+        return self._pipeline.preview(latents, method, seamless=self.parameters.seamless)
+
+    # ------------------------------------------------------------------------------------ passes
+    def next_pass(self) -> Run | None:
+        """The run that follows when this one is done: the hires pass, or None where none was asked for.
+
+        ``generate`` is a loop over both. What :meth:`result` gives before is the small picture.
+
+        Raises:
+            ParameterError: this run is not done.
+            SDEngineError: as those of :meth:`sdengine.Pipeline.start`, of the upscaler and the autoencoder.
+        """
+        plan = self._inputs.second
+        if plan is None:
+            return None
+        if not self.done:
+            raise ParameterError(
+                f"{self.index} of {self.steps} steps are done; the hires pass begins after the last"
+            )
+        with self._pipeline.running(self._token) as token:
+            return self._pipeline.second_pass(self, self._inputs, token)
+
+    @property
+    def is_hires(self) -> bool:
+        """True for the second pass of a generation."""
+        return self.parameters.in_hires
 
     # ------------------------------------------------------------------------------------ result
     def result(self) -> Result:
@@ -200,30 +278,46 @@ class Run:
                 circular=SEAMLESS[self.parameters.seamless],
             )
         pictures = images.to_pil(decoded)
-        if self._inputs.pictures.mask is not None:
-            pictures = pasted(pictures, self._inputs.pictures)
-        decode, denoise = time.perf_counter() - before, sum(self._times.steps)
+        if self._inputs.pictures.frames:
+            pictures = pasted(pictures, self._inputs.pictures.frames)
+        decode, denoise = time.perf_counter() - before, sum(self.times.steps)
         return Result(
             images=pictures,
             seeds=self.parameters.seeds,
             latents=latents,
             timings={
-                "encode": self._times.encode,
+                "encode": self.times.encode,
                 "denoise": denoise,
                 "decode": decode,
-                "total": self._times.encode + denoise + decode,
-                "per_step": denoise / max(1, len(self._times.steps)),
+                "total": self.times.encode + denoise + decode,
+                "per_step": denoise / max(1, len(self.times.steps)),
             },
             peak_memory=peak_memory(),
             metadata=self.metadata(),
         )
 
     def metadata(self) -> list[dict[str, object]]:
-        """The generation parameters, one dict per picture; :mod:`sdengine.metadata` writes them as text."""
+        """The generation parameters, one dict per picture; :mod:`sdengine.metadata` writes them as text.
+
+        Before the hires pass they are those of the small picture, after it those of both passes.
+        """
+        if self._inputs.described:
+            return [dict(one) for one in self._inputs.described]
+        return self._described(replace(self.parameters, hires=None))
+
+    @property
+    def described(self) -> list[dict[str, object]]:
+        """As :meth:`metadata`, with the hires pass that is to follow."""
+        return self.metadata() if self.is_hires else self._described(self.parameters)
+
+    def _described(self, parameters: GenerateParameters) -> list[dict[str, object]]:
         plan, pictures = self._pipeline.plan, self._inputs.pictures
-        of_each = self.parameters.metadata(
+        of_each = parameters.metadata(
             plan.path.stem, pictures.task(plan.task), pictures.resize_mode
         )
+        if pictures.frames and not self.parameters.only_masked:
+            height, width = pictures.frames[0].mask.shape
+            of_each = [{**one, "width": width, "height": height} for one in of_each]
         if not self._inputs.loras:
             return of_each
         named = ", ".join(str(lora) for lora in self._inputs.loras)
@@ -232,14 +326,19 @@ class Run:
     # ---------------------------------------------------------------------------------- pickling
     @classmethod
     def _restored(cls, pipeline: Pipeline, inputs: RunInputs, state: bytes, times: Times) -> Run:
-        run = cls(pipeline, inputs, times.encode)
-        run._times.steps.extend(times.steps)
+        run = cls(pipeline, inputs, Times(times.encode, [*times.steps]))
         run._native.restore(state)
         return run
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (self._pipeline.source, self._inputs, self._native.save(), self._times)
+        return _unpickled, (self._pipeline.source, self._inputs, self._native.save(), self.times)
 
 
 def _unpickled(source: Any, inputs: RunInputs, state: bytes, times: Times) -> Run:
     return Run._restored(source.open(), inputs, state, times)
+
+
+def _token_side(plan: ModelPlan, parameters: GenerateParameters) -> int:
+    """Side in latents of the tokens whose norms guidance keeps; 0 where it keeps none."""
+    kept = parameters.guidance.token_norms
+    return plan.family.patch if (plan.family.token_norms if kept is None else kept) else 0

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import _core, sampling
-from .loading import ModelPlan
+from .loading import ModelPlan, SchedulerSettings
 from .noise_levels import make_prediction, make_schedule, noise_levels
 from .params import GenerateParameters
 
@@ -43,14 +43,21 @@ def plan_steps(plan: ModelPlan, parameters: GenerateParameters) -> Steps:
         ParameterError: the schedule is not defined for this model, or nothing is left to do.
     """
     settings, conventions = plan.scheduler, parameters.conventions
+    if parameters.shift is not None:  # the same for every size, and nothing on top of it
+        settings = replace(settings, shift=parameters.shift, dynamic_shift=False, terminal=None)
     factor = plan.latents.factor * plan.family.patch
-    tokens = (parameters.height // factor) * (parameters.width // factor)
+    width, height = parameters.seen
+    tokens = (height // factor) * (width // factor)
     levels = noise_levels(settings, tokens, nearest=conventions.timestep == "nearest")
     steps, kept = parameters.steps, None
     if parameters.strength < 1.0:
-        partial = sampling.partial_run(steps, parameters.strength, conventions.strength)
+        flow = levels.kind == "flow" and conventions.strength == "diffusers"
+        # A1111's hires pass does all steps that it is given.
+        exact = parameters.in_hires and conventions.strength == "a1111"
+        convention = "diffusers-flow" if flow else "a1111-exact" if exact else conventions.strength
+        partial = sampling.partial_run(steps, parameters.strength, convention)
         steps, kept = partial.steps, partial.kept
-    whole = _whole(plan, levels, parameters, steps)
+    whole = _whole(settings, levels, parameters, steps)
     if kept is not None and (parameters.sigmas or parameters.timesteps):
         kept = sampling.partial_run(whole.steps, parameters.strength, "diffusers").kept
     first, last = sampling.ensemble_part(
@@ -70,13 +77,16 @@ def plan_steps(plan: ModelPlan, parameters: GenerateParameters) -> Steps:
 
 
 def _whole(
-    plan: ModelPlan, levels: _core.NoiseLevels, parameters: GenerateParameters, steps: int
+    settings: SchedulerSettings,
+    levels: _core.NoiseLevels,
+    parameters: GenerateParameters,
+    steps: int,
 ) -> _core.Schedule:
     if parameters.sigmas is not None:
         return _core.Schedule.from_sigmas(list(parameters.sigmas), levels)
     if parameters.timesteps is not None:
         return _core.Schedule.from_timesteps(list(parameters.timesteps), levels)
-    return make_schedule(plan.scheduler, parameters.schedule, steps, levels)
+    return make_schedule(settings, parameters.schedule, steps, levels)
 
 
 def _initial_scale(
@@ -94,6 +104,9 @@ def _initial_scale(
         "scheduler": parameters.sampler in _OVER_ABAR
         or (parameters.compat == "diffusers" and parameters.sampler in _OVER_ABAR_IN_DIFFUSERS),
     }[rule]
-    if full and levels.kind == "betas" and abs(levels.sigma_max - sigma) < _SAME_SIGMA * sigma:
+    # diffusers' schedulers begin so at whatever timestep they are told to begin.
+    whole = abs(levels.sigma_max - sigma) < _SAME_SIGMA * sigma
+    whole |= rule == "scheduler" and parameters.timesteps is not None
+    if full and levels.kind == "betas" and whole:
         return math.sqrt(sigma * sigma + 1.0)
     return sigma if rule == "sigma" else float(schedule.initial_scale)

@@ -27,5 +27,7 @@ def make_store(plan: ComponentPlan, weight_type: str | None = None) -> _core.Wei
             strides=None if entry.strides is None else list(entry.strides),
             transpose=binding.transpose,
             convert_to=convert_to,
+            padding=binding.padding,
+            scale=entry.scale,
         )
     return store

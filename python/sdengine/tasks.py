@@ -1,8 +1,8 @@
-"""Where a run begins: noise, or a noisy picture; and what the denoiser sees of given pictures."""
+"""Where a run begins: noise, or a noisy picture."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,10 @@ from .autoencoder import Autoencoder
 from .errors import ParameterError
 from .families import Task
 from .loading import ModelPlan
+from .masks import Frame, listed, surroundings
 from .noise import start_noise
 from .params import GenerateParameters
+from .picture_inputs import CHANNELS, PictureEncoder, Reference, shrunk
 from .steps import Steps
 
 Array = NDArray[np.float32]
@@ -24,23 +26,42 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Pictures:
-    """What the caller gave besides the prompt, in the size of the result.
+    """What the caller gave besides the prompt, in the size of the generated picture.
 
     Attributes:
         image: float32 ``[N or 1, 3, H, W]`` in -1..1.
         mask: float32 ``[N or 1, 1, H, W]``, 0 (keep) to 1 (change).
         depth: float32 ``[N or 1, 1, H, W]``, any scale, near is large.
-        resize_mode: how they were brought to that size.
+        control: what a control model follows, as `image`.
+        references: what an editing model looks at, each in a size of its own.
+        resize_mode: how the others were brought to that size.
+        frames: where there is a mask: what the generated pictures are put back into, one or N.
+        outpainted: they are canvases around smaller ones.
+        latents: float32 ``[N, C, h, w]``, clean, to start from in place of `image` (a hires pass).
     """
 
     image: Array | None = None
     mask: Array | None = None
     depth: Array | None = None
     resize_mode: str = "crop"
+    control: Array | None = None
+    references: tuple[Reference, ...] = ()
+    frames: tuple[Frame, ...] = ()
+    outpainted: bool = False
+    latents: Array | None = None
 
     @classmethod
     def read(
-        cls, image: Any, mask: Any, depth: Any, width: int, height: int, mode: str
+        cls,
+        image: Any,
+        mask: Any,
+        depth: Any,
+        width: int,
+        height: int,
+        mode: str,
+        *,
+        control: Any = None,
+        references: tuple[Reference, ...] = (),
     ) -> Pictures:
         """Read what `Pipeline.generate` was given.
 
@@ -52,40 +73,58 @@ class Pictures:
         def read(pictures: Any, convert: Any) -> Array | None:
             if pictures is None:
                 return None
-            listed = pictures if isinstance(pictures, list | tuple) else [pictures]
-            if not listed:
-                raise ParameterError("an empty list of pictures was given")
-            return np.asarray(np.concatenate([convert(p, size, mode) for p in listed]), np.float32)
+            return _stacked([convert(p, size, mode) for p in listed(pictures)])
 
         return cls(
             read(image, images.to_array),
             read(mask, images.to_mask),
             read(depth, images.to_mask),
             mode,
+            read(control, images.to_array),
+            references,
         )
+
+    @classmethod
+    def framed(
+        cls, frames: Sequence[Frame], depth: Any, mode: str, *, outpainted: bool = False
+    ) -> Pictures:
+        """A part of a picture, or of several; a depth map is cut as they were."""
+        found = None
+        if depth is not None:
+            maps = [images.open_mask(picture) for picture in listed(depth)]
+            found = _stacked([images.to_mask(cut) for cut in _cut(frames, maps, mode)])
+        image = _stacked([frame.image() for frame in frames])
+        mask = _stacked([frame.coverage() for frame in frames])
+        return cls(image, mask, found, mode, frames=tuple(frames), outpainted=outpainted)
+
+    def fitted(self, pictures: Sequence[Any]) -> list[Array]:
+        """Others that belong to the given ones, cut like them: float32 ``[1, 3, H, W]`` each, -1..1."""
+        plain = [images.on_white(images.open_image(picture)) for picture in pictures]
+        return [images.to_array(cut) for cut in _cut(self.frames, plain, self.resize_mode)]
 
     def task(self, kind: Task) -> str | None:
         """What a model of that kind does with them, in words; None where none was given."""
         if self.depth is not None:
             return "depth"
+        if self.outpainted:
+            return "outpainting"
         if self.mask is not None:
             return "inpainting"
         if self.image is not None:
             return "editing" if kind == "edit" else "image to image"
-        return None
+        if self.references:
+            return "editing by reference"
+        return None if self.control is None else "control"
 
     @staticmethod
     def size_of(pictures: Any) -> tuple[int, int]:
         """Width and height of a given picture, the first of several."""
-        listed = pictures if isinstance(pictures, list | tuple) else [pictures]
-        if not listed:
-            raise ParameterError("an empty list of pictures was given")
-        return images.open_image(listed[0]).size
+        return images.open_image(listed(pictures)[0]).size
 
     @property
     def count(self) -> int:
         """Pictures of the longest list."""
-        arrays = (self.image, self.mask, self.depth)
+        arrays = (self.image, self.mask, self.depth, self.control)
         return max((len(array) for array in arrays if array is not None), default=1)
 
 
@@ -97,6 +136,8 @@ class Blend:
     noise: Array
     mask: Array
     """0 (keep) to 1 (change)."""
+    differential: bool = False
+    """The mask says how much of the run changes each latent, not how much of the result is new."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +149,14 @@ class Start:
         noise_state: of the generators, behind the draws made here.
         picture: what the denoiser reads behind the latents' channels, ``[N, E, h, w]``.
         blend: set where a part of the picture is kept.
+        references: latents of the pictures that the denoiser looks at, each ``[N, C, any, any]``.
     """
 
     x: Array
     noise_state: bytes
     picture: Array | None = None
     blend: Blend | None = None
+    references: tuple[Array, ...] = ()
 
 
 def noise_seeds(parameters: GenerateParameters) -> list[int]:
@@ -135,8 +178,8 @@ class Beginning:
         cancel: _core.CancelToken,
     ) -> None:
         factor = plan.latents.factor
-        self.plan, self.vae, self.parameters = plan, vae, parameters
-        self.steps, self.cancel = steps, cancel
+        self.plan, self.parameters = plan, parameters
+        self.steps = steps
         self.shape = [
             parameters.batch_size,
             plan.latents.channels,
@@ -144,18 +187,24 @@ class Beginning:
             parameters.width // factor,
         ]
         self.source = _core.NormalSource(noise_seeds(parameters), parameters.noise)
+        self.encoder = PictureEncoder(vae, self.shape, self.source, cancel)
+        self.channels = CHANNELS.get(plan.task)
 
     def from_state(self, pictures: Pictures, latents: Array) -> Start:
         """Go on from a state that another run left."""
         self._check_pictures(pictures)
         self._check_shape(latents)
-        return Start(latents, self._noise_state(), self._picture(pictures))
+        blend, references = None, self._references(pictures)
+        if pictures.image is not None and pictures.mask is not None and self.plan.task != "inpaint":
+            blend = self._blend(self.encoder.sample(pictures.image), self._noise(), pictures)
+        return Start(latents, self._noise_state(), self._picture(pictures), blend, references)
 
     def from_noise(self, pictures: Pictures, latents: Array | None) -> Start:
         """Begin with noise, with a picture (image to image), or with a part of one (inpainting)."""
         task, whole = self.plan.task, self.parameters.strength == 1.0
         self._check_pictures(pictures)
-        if pictures.image is None and not self.plan.family.starts_from_noise:
+        original = pictures.latents
+        if pictures.image is None and original is None and not self.plan.family.starts_from_noise:
             raise ParameterError(
                 f"{self.plan.title} improves what another model made: give image=, or latents= and"
                 " denoising_start=, or give this model as refiner= to the other one's generate()"
@@ -164,47 +213,82 @@ class Beginning:
             raise ParameterError(
                 "denoising_start goes on from another model's result: give it as latents= or image="
             )
+        references = self._references(pictures)
+        first = self.channels is not None and self.channels.before_noise
+        picture = self._picture(pictures) if first else None
         inpaints = pictures.mask is not None and task != "inpaint"
-        original = None
+        only_noise = whole and inpaints and not self.parameters.differential
+        if original is None:
+            only_noise |= pictures.image is None or task == "edit" or (whole and task == "inpaint")
         if (
-            pictures.image is not None
+            original is None
+            and pictures.image is not None
             and task != "edit"
-            and (inpaints or not (task == "inpaint" and whole))
+            and (inpaints or not only_noise)
         ):
-            original = self._encoded(pictures.image)
+            # diffusers' pipelines take a sample, but for models that look at their pictures
+            encode = self.encoder.mode if task == "reference" else self.encoder.sample
+            original = encode(pictures.image if only_noise else self._filled(pictures))
+        elif task == "inpaint" and self.plan.family.draws_kept_image and latents is None:
+            self.source.normal(self.shape)
         noise = self._noise() if latents is None else latents
         self._check_shape(noise)
-        only_noise = original is None or (inpaints and whole)
         if only_noise:
             x = noise * np.float32(self.steps.initial_scale)
         else:
             assert original is not None
-            x = self._noised(original, noise)
+            x = self._noised(self._emptied(original, noise, pictures), noise)
         blend = None
         if inpaints:
             assert original is not None
-            assert pictures.mask is not None
-            blend = Blend(
-                original, noise, self._repeated(_shrunk(pictures.mask, self.plan.latents.factor))
-            )
-        picture = self._picture(pictures)
-        return Start(x, self._noise_state(), picture, blend)
+            blend = self._blend(original, noise, pictures)
+        if not first:
+            picture = self._picture(pictures)
+        return Start(x, self._noise_state(), picture, blend, references)
+
+    def _blend(self, original: Array, noise: Array, pictures: Pictures) -> Blend:
+        mask = self._latent_mask(pictures)
+        return Blend(original, noise, mask, self.parameters.differential)
+
+    def _latent_mask(self, pictures: Pictures) -> Array:
+        assert pictures.mask is not None
+        return self.encoder.repeated(shrunk(pictures.mask, self.plan.latents.factor))
+
+    def _filled(self, pictures: Pictures) -> Array:
+        """The picture, with the surrounding colours below the mask where that was asked for."""
+        assert pictures.image is not None
+        if pictures.mask is None or self.parameters.mask_fill != "blur":
+            return pictures.image
+        filled = surroundings(pictures.image, pictures.mask)
+        return np.asarray(filled + (1.0 - pictures.mask) * (pictures.image - filled), np.float32)
+
+    def _emptied(self, original: Array, noise: Array, pictures: Pictures) -> Array:
+        """Latents with noise, or with nothing, below the mask where that was asked for."""
+        fill = self.parameters.mask_fill
+        if fill not in ("noise", "nothing"):
+            return original
+        mask = self._latent_mask(pictures)
+        new = noise if fill == "noise" else np.zeros_like(noise)
+        return np.asarray((1.0 - mask) * original + mask * new, np.float32)
 
     def _check_pictures(self, pictures: Pictures) -> None:
         title, task = self.plan.title, self.plan.task
-        needed = {"inpaint": ("image", "mask"), "edit": ("image",), "depth": ("depth",)}.get(
-            task, ()
-        )
-        for name in needed:
+        for name in () if self.channels is None else self.channels.needed:
             if getattr(pictures, name) is None:
                 raise ParameterError(f"{title} needs {name}= besides the prompt")
         if pictures.mask is not None and pictures.image is None:
             raise ParameterError("a mask was given without the image that it belongs to")
         if pictures.mask is not None and task == "edit":
             raise ParameterError(f"{title} takes no mask")
+        if self.parameters.differential and task == "inpaint":
+            raise ParameterError(
+                f"{title} reads a mask that is black or white: leave differential out, or use an"
+                " ordinary model"
+            )
         if pictures.depth is not None and task != "depth":
             raise ParameterError(f"{title} takes no depth map")
-        if pictures.image is None and self.parameters.strength < 1.0:
+        given = pictures.image is not None or pictures.latents is not None
+        if not given and self.parameters.strength < 1.0:
             raise ParameterError("strength is for a given image; there is none")
 
     def _check_shape(self, latents: Array) -> None:
@@ -237,12 +321,6 @@ class Beginning:
         seeds = [(seed + later) % 2**64 for seed in noise_seeds(self.parameters)]
         return _core.NormalSource(seeds, self.parameters.noise).save()
 
-    def _encoded(self, image: Array) -> Array:
-        """A sample of the picture's posterior, as diffusers takes it; the draws are this run's."""
-        mean, deviation = self.vae.posterior(image, cancel=self.cancel)
-        mean, deviation = self._repeated(mean), self._repeated(deviation)
-        return np.asarray(mean + deviation * self.source.normal(self.shape), np.float32)
-
     def _noised(self, original: Array, noise: Array) -> Array:
         sigma = float(self.steps.schedule.sigmas[0])
         kept = np.float32(self.steps.prediction.latents_scale(sigma))
@@ -250,59 +328,24 @@ class Beginning:
 
     def _picture(self, pictures: Pictures) -> Array | None:
         """What the denoiser reads behind the latents' channels."""
-        task, factor = self.plan.task, self.plan.latents.factor
-        if task == "inpaint":
-            assert pictures.image is not None
-            assert pictures.mask is not None
-            hard = (pictures.mask >= 0.5).astype(np.float32)
-            seen = self._encoded(pictures.image * (1.0 - hard))
-            mask = self._repeated(np.ascontiguousarray(hard[:, :, ::factor, ::factor]))
-            return np.concatenate([mask, seen], axis=1)
-        if task == "edit":
-            assert pictures.image is not None
-            mean, _ = self.vae.posterior(pictures.image, cancel=self.cancel)
-            # These models were trained on latents without the autoencoder's scale.
-            return self._repeated(np.asarray(mean / self.vae.scale, np.float32))
-        if task == "depth":
-            assert pictures.depth is not None
-            return self._repeated(_depth_map(pictures.depth, factor))
-        return None
+        if self.channels is None:
+            return None
+        return self.channels.read(self.encoder, pictures, self.plan)
 
-    def _repeated(self, array: Array) -> Array:
-        """One entry for every picture."""
-        count = self.parameters.batch_size
-        if len(array) == count:
-            return array
-        if len(array) != 1:
-            raise ParameterError(
-                f"{len(array)} pictures were given for a batch of {count}; give one or as many"
-            )
-        return np.repeat(array, count, axis=0)
+    def _references(self, pictures: Pictures) -> tuple[Array, ...]:
+        """Latents of the pictures that the denoiser looks at; nothing is drawn for them."""
+        return tuple(self.encoder.mode(reference.pixels()) for reference in pictures.references)
 
 
-def _shrunk(mask: Array, factor: int) -> Array:
-    """The mean of the mask over each latent: soft edges stay soft."""
-    count, one, height, width = mask.shape
-    cells = mask.reshape(count, one, height // factor, factor, width // factor, factor)
-    return np.asarray(cells.mean(axis=(3, 5)), np.float32)
+def _stacked(arrays: Sequence[Array]) -> Array:
+    return np.asarray(np.concatenate(arrays), np.float32)
 
 
-def _depth_map(depth: Array, factor: int) -> Array:
-    """One value per latent, spread over -1..1 as the depth models were trained."""
-    small = _shrunk(depth, factor)
-    low = small.min(axis=(1, 2, 3), keepdims=True)
-    span = small.max(axis=(1, 2, 3), keepdims=True) - low
-    return np.asarray(2.0 * (small - low) / np.where(span > 0, span, 1.0) - 1.0, np.float32)
-
-
-def pasted(pictures: Sequence[Any], given: Pictures) -> list[Any]:
-    """Results over the given image by the mask: where it is 0, pixels are exactly the image's."""
-    assert given.image is not None
-    assert given.mask is not None
-    result = []
-    for i, picture in enumerate(pictures):
-        original = np.asarray(images.to_pil(given.image[i % len(given.image)][None])[0], np.float32)
-        mask = given.mask[i % len(given.mask)].transpose(1, 2, 0)
-        blended = mask * np.asarray(picture, np.float32) + (1.0 - mask) * original
-        result.append(Image.fromarray(np.rint(blended).astype(np.uint8)))
-    return result
+def _cut(
+    frames: Sequence[Frame], pictures: Sequence[Image.Image], mode: str
+) -> Iterator[Image.Image]:
+    """Pictures that belong to the given ones, one for all or one for each, brought to their size and cut like them."""
+    for i in range(max(len(frames), len(pictures))):
+        frame, picture = frames[i % len(frames)], pictures[i % len(pictures)]
+        height, width = frame.mask.shape
+        yield frame.cut(images.resize(picture, (width, height), mode))

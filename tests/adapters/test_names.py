@@ -232,6 +232,9 @@ def test_peft_says_alpha_in_its_config(
         ("x.dora_scale", "x", "shared", "magnitude"),
         ("x.lokr_w2_a", "x", "kronecker", "w2_a"),
         ("x.diff_b", "x", "add", "bias"),
+        ("x.oft_R.default.weight", "x", "rotate_columns", "skew"),
+        ("x.oft_blocks", "x", "rotate_rows", "blocks"),
+        ("x.processor.qkv_lora1.up.weight", "x.processor.qkv_lora1", "low_rank", "up"),
         ("x.w_norm", "x", "add", "weight"),
     ],
 )

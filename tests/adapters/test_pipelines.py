@@ -12,7 +12,10 @@ import torch
 
 import sdengine
 from sdengine import Lora
+from sdengine.adapters import find_applied, read_applied
 from sdengine.errors import FormatError, ParameterError, UnwiseWarning, WeightsError
+from sdengine.metadata import format_parameters, parse_parameters
+from sdengine.options import restored
 from tests.parity.conftest import relative_error
 from tests.unet_models import build_unet, tiny_folder
 
@@ -118,6 +121,30 @@ def test_embeddings_are_merged(pipe: sdengine.Pipeline, tmp_path: Path) -> None:
         contexts.append(pipe.encode_prompt(PROMPT).context)
     assert relative_error(contexts[0], contexts[1]) <= 1e-6
     assert relative_error(contexts[0], contexts[2]) > 1e-3
+
+
+def test_what_a_picture_says_makes_it_again(pipe: sdengine.Pipeline, lora_dir: Path) -> None:
+    ink, wide = lora_dir / "ink.safetensors", lora_dir / "more" / "wide.safetensors"
+    third = 1 / 3
+    loras = [(ink, third, 0.3), Lora(wide, [0.5, 0.4, third, 0.2], start=0.25, end=0.9)]
+    prompt = PROMPT + " <lora:lcm-lora-sdv1-5:0.1>"
+    result = pipe.generate(prompt, loras=loras, **SHORT)
+    found = parse_parameters(format_parameters(result.metadata[0]))
+    again = find_applied(found["applied_loras"], folder=lora_dir)
+    assert [lora.path for lora in again[:2]] == [ink, wide]
+    repeated = pipe.generate(found["prompt"], loras=again, **restored(found))
+    assert np.array_equal(repeated.latents, result.latents)
+    # The tag of the prompt finds its file as well, and decides.
+    assert np.array_equal(latents(pipe, prompt, loras=again[:2]), result.latents)
+
+
+def test_what_is_not_a_list_of_loras() -> None:
+    for text in ("ink", "ink:", "ink:1, wide", ":1 [2"):
+        with pytest.raises(sdengine.ParameterError, match="name:scale"):
+            read_applied(text)
+    with pytest.raises(sdengine.ParameterError, match=r"not found: a\.b, c\. Give their folder"):
+        find_applied("a.b:1, c:-0.5:2")
+    assert find_applied("") == read_applied("") == ()
 
 
 def test_a_picture_says_what_was_applied(pipe: sdengine.Pipeline, lora_dir: Path) -> None:

@@ -14,6 +14,7 @@ from sdengine.loading.control import plan_control
 from sdengine.stores import make_store
 from tests import unet_models
 
+from .dit_models import Made
 from .models import controlnet_folder
 
 Array = np.ndarray
@@ -56,6 +57,11 @@ class Folders:
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return Folders(tmp_path_factory.mktemp("control"))
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(tmp_path_factory.mktemp("dit-control"))
 
 
 @cache

@@ -152,7 +152,9 @@ def test_bad_input(folders: Folders, adapters: Adapters, tmp_path: Path) -> None
         generate(sdengine.load(folders["sd1"]), 1.0, ip_images=FIRST)
     with pytest.raises(ParameterError, match="made for other models"):
         sdengine.load(folders["sdxl"], ip_adapter=base)
-    with pytest.raises(ParameterError, match="holds no IP-Adapter: this is a ControlNet"):
+    with pytest.raises(
+        ParameterError, match="holds no IP-Adapter and no Redux: this is a ControlNet"
+    ):
         sdengine.load(folders["sd1"], ip_adapter=folders["sd1-control"])
     with pytest.raises(UnsupportedModelError, match="an IP-Adapter"):
         sdengine.load(base)
@@ -160,7 +162,7 @@ def test_bad_input(folders: Folders, adapters: Adapters, tmp_path: Path) -> None
     lonely.write_bytes(base.read_bytes())
     with pytest.raises(ParameterError, match="image_encoder="):
         sdengine.load(folders["sd1"], ip_adapter=lonely)
-    with pytest.raises(ParameterError, match="holds no CLIP vision encoder"):
+    with pytest.raises(ParameterError, match="does not hold a CLIP vision encoder"):
         sdengine.load(folders["sd1"], ip_adapter=base, image_encoder=folders["sd1-control"])
     state = {
         "ip_adapter.1.to_k_ip.weight": torch.zeros(4, 4),

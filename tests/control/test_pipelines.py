@@ -165,7 +165,9 @@ def test_modes_weigh_the_residuals(sd1: sdengine.Pipeline, plain: np.ndarray) ->
     assert not np.array_equal(found["prompt"], found["control"])
     # The weights of the residuals, from the deepest one up.
     factors = sd1.controls[0]._factors(
-        sdengine.control.ControlInput(0, np.zeros((1, 3, 8, 8), np.float32), [1.0], "prompt")
+        sdengine.control_options.ControlInput(
+            0, np.zeros((1, 3, 8, 8), np.float32), [1.0], "prompt"
+        )
     )
     assert list(factors.values())[-1] == 1.0
     assert list(factors.values())[-2] == pytest.approx(0.825)

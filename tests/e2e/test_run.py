@@ -227,7 +227,7 @@ def test_previews_show_the_background() -> None:
     nearest = [
         list(COLOURS)[np.linalg.norm(palette - ground, axis=1).argmin()] for ground in grounds
     ]
-    # MODEL_CARD.md: about 3 in 4; by chance it would be 1 in 8.
+    # MODEL_CARD.md: about 7 in 10; by chance it would be 1 in 8.
     right = [seen == test.triple[2] for seen, test in zip(nearest, tests, strict=True)]
     assert np.mean(right) >= 0.6
 

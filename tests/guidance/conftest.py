@@ -61,6 +61,7 @@ class Model:
         schedule = more.pop("schedule", None) or self.schedule()
         if isinstance(phases[0], _core.Branch):
             phases = [(1000, phases)]
+        token_side = more.pop("token_side", 0)
         settings = {
             "sampler": "euler",
             "x": self.latents * schedule.sigmas[0],
@@ -73,7 +74,7 @@ class Model:
             self.network,
             schedule=schedule,
             phases=phases,
-            guidance=(guidance or Guidance()).native(),
+            guidance=(guidance or Guidance()).native(token_side),
             **settings,
         )
 

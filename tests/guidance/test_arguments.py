@@ -189,7 +189,7 @@ def test_bad_blends(model: Model) -> None:
         (good, good, mask * NAN),
     ):
         with pytest.raises(ParameterError, match="blend"):
-            model.start([POSITIVE], blend=blend)
+            model.start([POSITIVE], blend=(*blend, False))
 
 
 def test_bad_latents(model: Model) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from sdengine.errors import ParameterError
 from sdengine.guidance import (
     AdaptiveProjection,
     DynamicThreshold,
@@ -71,6 +72,17 @@ def test_interval(model: Model) -> None:
     )
 
 
+def test_row_norms(model: Model) -> None:
+    """As diffusers' Lumina2Pipeline: norms over the last axis."""
+
+    def estimate(_: int, x: np.ndarray, sigma: float) -> np.ndarray:
+        wanted, guided = (cfg(model, scale, x, sigma) for scale in (1.0, 6.0))
+        norms = [np.linalg.norm(a, axis=-1, keepdims=True) for a in (wanted, guided)]
+        return x - sigma * guided * norms[0] / norms[1]
+
+    check(model, Guidance(scale=6.0, row_norms=True), estimate, 2 * STEPS)
+
+
 def test_rescale(model: Model) -> None:
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
@@ -80,6 +92,32 @@ def test_rescale(model: Model) -> None:
         return x - sigma * rescale_noise_cfg(guided, positive, 0.7).numpy()
 
     check(model, Guidance(scale=8.0, rescale=0.7), estimate, 2 * STEPS)
+
+
+def test_norms_of_tokens(model: Model) -> None:
+    """As in diffusers' QwenImagePipeline: norms over the channels of a patch of 2 x 2 latents."""
+
+    def norms(values: np.ndarray) -> np.ndarray:
+        n, c, h, w = values.shape
+        cells = np.square(values).reshape(n, c, h // 2, 2, w // 2, 2).sum(axis=(1, 3, 5))
+        return np.sqrt(cells).repeat(2, axis=1).repeat(2, axis=2)[:, None]
+
+    def estimate(_: int, x: np.ndarray, sigma: float) -> np.ndarray:
+        guided, positive = cfg(model, 8.0, x, sigma), model.predict(x, sigma, context(0))
+        return x - sigma * guided * norms(positive) / norms(guided)
+
+    run = model.start([POSITIVE, NEGATIVE], Guidance(scale=8.0), token_side=2)
+    found, expected = finish(run), model.euler(estimate)
+    assert relative_error(found, expected) <= LIMIT
+    plain = model.euler(lambda _, x, sigma: x - sigma * cfg(model, 8.0, x, sigma))
+    assert relative_error(expected, plain) > 100 * LIMIT
+    # Without a negative prompt there is nothing to correct.
+    alone = [finish(model.start([POSITIVE], token_side=side)) for side in (0, 2)]
+    np.testing.assert_array_equal(*alone)
+    with pytest.raises(ParameterError, match="are no whole tokens of side 3"):
+        model.start([POSITIVE, NEGATIVE], Guidance(scale=8.0), token_side=3)
+    with pytest.raises(ParameterError, match="token_norms must be True or False"):
+        Guidance(token_norms=2)
 
 
 def test_adaptive_projection(model: Model) -> None:

@@ -118,7 +118,7 @@ def test_blend_keeps_the_original_at_every_noise_level(model: Model, flow: bool)
             "levels": levels,
             "prediction": _core.Prediction("flow"),
         }
-    run = model.start([POSITIVE], blend=(original, kept_noise, mask), **settings)
+    run = model.start([POSITIVE], blend=(original, kept_noise, mask, False), **settings)
     plain = model.start([POSITIVE], **settings)
     for sigma in settings["schedule"].sigmas[1:]:
         plain.set_latents(run.latents)

@@ -44,6 +44,7 @@ SD15_VAE = {
     "block_out_channels": [128, 256, 512, 512],
     "layers_per_block": 2,
     "norm_groups": 32,
+    "upsampling_halves": False,
     "norm_eps": 1e-6,
     "use_quant_conv": True,
     "mid_attention": True,

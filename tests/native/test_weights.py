@@ -104,6 +104,23 @@ def test_transpose_and_strides(tmp_path: Path, values: np.ndarray) -> None:
     assert strided.tobytes() == np.ascontiguousarray(values.T).tobytes()
 
 
+def test_columns_of_zeros(tmp_path: Path, values: np.ndarray) -> None:
+    wide = np.pad(values, ((0, 0), (0, 64)))
+    for dtype in ("f32", "q8_0"):
+        blob = transcode(tmp_path, values, dtype, shape=[37, 576], padding=64)
+        kind = gguf_type(dtype)
+        expected = gguf.quants.quantize(wide, kind).view(np.uint8).reshape(-1)
+        assert np.array_equal(blob, expected)
+
+
+@pytest.mark.parametrize("change", [{"padding": 512}, {"padding": -1}, {"transpose": True}])
+def test_columns_of_zeros_that_cannot_be(
+    change: dict[str, object], tmp_path: Path, values: np.ndarray
+) -> None:
+    with pytest.raises(WeightsError, match="cannot be widened by"):
+        transcode(tmp_path, values, "f32", **{"shape": [37, 512], "padding": 32, **change})
+
+
 def test_threads_do_not_change_the_bytes(tmp_path: Path, values: np.ndarray) -> None:
     source = write(tmp_path / "in.bin", values)
     blobs = []

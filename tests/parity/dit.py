@@ -99,7 +99,7 @@ def network_of(
     store = _core.WeightStore()
     for b in bindings:
         e = b.entry
-        store.add(b.name, e.dtype, list(e.shape), str(e.path), e.offset, e.nbytes)
+        store.add(b.name, e.dtype, list(e.shape), str(e.path), e.offset, e.nbytes, e.strides)
     return _core.Network(kind, dict(config), store, _core.Device.cpu(threads)), store
 
 

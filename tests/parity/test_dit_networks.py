@@ -359,7 +359,7 @@ def test_flux_refuses_what_does_not_fit(tmp_path: Path) -> None:
         ("mmdit", {"head_dim": 48}, "64 cannot be parted into heads of 48"),
         ("mmdit", {"patch_size": 3}, "1 or 2 pixels a side, not 3"),
         ("flux", {"head_dim": 24}, "64 cannot be parted into heads of 24"),
-        ("flux", {"rope_axes": [4, 4]}, "three axes"),
+        ("flux", {"rope_axes": [4, 4]}, "3 axes"),
         ("flux", {"rope_axes": [4, 5, 7]}, "an even number to each"),
         ("flux", {"rope_axes": [16, -2, 2]}, "an even number to each"),
     ],

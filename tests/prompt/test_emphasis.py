@@ -123,12 +123,12 @@ def test_length_limit(function: object) -> None:
 )
 def test_time_is_linear(unit: str) -> None:
     prompt = (unit * MAX_PROMPT_CHARACTERS)[:MAX_PROMPT_CHARACTERS]
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         parse(prompt)
     except ParameterError:
         assert "(" in unit  # thousands of nested brackets multiply to more than the limit
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
 
 
 NOTATION = st.lists(st.sampled_from([*"ab ()[]:\\.15", ":1.2)", " BREAK "]), max_size=60).map(

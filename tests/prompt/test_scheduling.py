@@ -100,9 +100,9 @@ def test_too_long() -> None:
     "unit", ["[", "]", "[a:", "[a|", ":", "|", "[a:b:3]", "[a|b]", "[:", "(", "\\", "[[a:1]:2]"]
 )
 def test_time_is_linear(unit: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     schedule((unit * MAX_PROMPT_CHARACTERS)[:MAX_PROMPT_CHARACTERS], 20)
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
 
 
 def test_deep_nesting() -> None:

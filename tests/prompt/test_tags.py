@@ -87,9 +87,9 @@ def test_absurd_weights_are_refused() -> None:
     "unit", ["<lora:", "<", " ", ":", "a AND ", "AND ", "<lora:a:1>", "<lora:a "]
 )
 def test_time_is_linear_and_length_limited(function: Callable[[str], object], unit: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     function((unit * 100_000)[: 100_000 // len(unit) * len(unit)])
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     with pytest.raises(ParameterError, match="at most 100000"):
         function(unit * 200_000)
 

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from diffusers import EulerDiscreteScheduler
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3_img2img import (
+    StableDiffusion3Img2ImgPipeline,
+)
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img import (
     StableDiffusionXLImg2ImgPipeline,
 )
@@ -49,6 +52,14 @@ def test_strength_equals_diffusers(steps: int, strength: float) -> None:
     # A run from pure noise has the schedule's scale; another one starts at its first sigma.
     expected = schedule.initial_scale if run.kept == steps else part.sigmas[0]
     assert part.initial_scale == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("strength", [*STRENGTHS, 1 / 3, 0.7])
+@pytest.mark.parametrize("steps", [1, 4, 10, 28, 50])
+def test_strength_equals_diffusers_for_flow_models(steps: int, strength: float) -> None:
+    pipeline = SimpleNamespace(scheduler=SimpleNamespace(timesteps=np.arange(steps), order=1))
+    _, count = StableDiffusion3Img2ImgPipeline.get_timesteps(pipeline, steps, strength, "cpu")
+    assert partial_run(steps, strength, "diffusers-flow") == (steps, count)
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)

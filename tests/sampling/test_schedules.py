@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
-from diffusers import EulerDiscreteScheduler, LCMScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    UniPCMultistepScheduler,
+)
 
 import sdengine
 from sdengine import _core
@@ -119,6 +125,22 @@ def test_diffusers_spacings(spacing: str, offset: int, steps: int) -> None:
     close(found.sigmas, reference.sigmas.numpy())
     close(found.timesteps, reference.timesteps.numpy())
     assert found.initial_scale == pytest.approx(float(reference.init_noise_sigma), rel=1e-6)
+
+
+@pytest.mark.parametrize("steps", STEPS[:-1])
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("solver", [DPMSolverMultistepScheduler, UniPCMultistepScheduler])
+def test_spacings_of_multistep_solvers(solver: Any, spacing: str, steps: int) -> None:
+    reference = solver(
+        **TABLE, beta_schedule="scaled_linear", timestep_spacing=spacing, steps_offset=1
+    )
+    reference.set_timesteps(steps)
+    found = _core.Schedule(spacing, steps, levels(), steps_offset=1, multistep=True)
+    assert np.array_equal(found.timesteps, reference.timesteps.numpy())
+    close(found.sigmas, reference.sigmas.numpy())
+    # They begin with noise of variance 1, divided by the part of the clean latents that is left.
+    alpha, _ = reference._sigma_to_alpha_sigma_t(reference.sigmas[0])
+    assert found.initial_scale == pytest.approx(float(1 / alpha), rel=1e-6)
 
 
 @pytest.mark.parametrize("steps", [*STEPS[:-1], 100])

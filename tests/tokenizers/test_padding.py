@@ -38,6 +38,17 @@ def test_layouts() -> None:
     assert pad_prompts(Letters(), [""], PromptFormat("<pad>", 9, fixed=False)).ids.tolist() == [[0]]
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_left_out(side: str) -> None:
+    layout = PromptFormat("<pad>", 6, ("<bos>",), side=side)
+    found = pad_prompts(Letters(), ["ab"], layout).trimmed()
+    assert found.ids.tolist() == [[2, 97, 98]]
+    assert found.mask.tolist() == [[1, 1, 1]]
+    assert found.positions.tolist() == [[0, 1, 2]]
+    nothing = pad_prompts(Letters(), [""], PromptFormat("<pad>", 6, side=side)).trimmed()
+    assert nothing.ids.tolist() == [[0]]
+
+
 def test_published_layouts_name_their_special_tokens() -> None:
     assert (CHATGLM3.length, CHATGLM3.side, CHATGLM3.added[1]) == (256, "left", "[gMASK]")
     assert (T5.suffix, GEMMA.prefix, LLAMA3.prefix) == (

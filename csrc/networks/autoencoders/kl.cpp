@@ -82,6 +82,7 @@ KlDecoder::KlDecoder(const nn::Scope& scope, const Config& config)
     const std::vector<int64_t> channels = config["block_out_channels"].integers();
     const int64_t groups = config["norm_groups"].integer();
     const float eps = config["norm_eps"].number();
+    const bool halves = config["upsampling_halves"].boolean();
     int64_t width = channels.back();
     if (config["use_quant_conv"].boolean())
         post_quant_conv_.emplace(scope / "post_quant_conv", latent_channels_, latent_channels_,
@@ -99,8 +100,9 @@ KlDecoder::KlDecoder(const nn::Scope& scope, const Config& config)
                     .in = width, .out = out, .groups = groups, .eps = eps, .consumes_input = true});
             width = out;
         }
-        if (i + 1 < channels.size())
-            level.upsample.emplace(block / "upsamplers" / 0 / "conv", width, width);
+        if (i + 1 == channels.size()) continue;
+        if (halves) width /= 2;
+        level.upsample.emplace(block / "upsamplers" / 0 / "conv", out, width);
     }
     conv_norm_out_.emplace(at / "conv_norm_out", width, groups, eps);
     conv_out_.emplace(at / "conv_out", width, config["in_channels"].integer());

@@ -1,5 +1,10 @@
 // AutoencoderKL: pictures to latents and back (Esser et al. 2021, arXiv 2012.09841; Rombach et al.
 // 2022).
+//
+// Wan's autoencoder of videos (Wan team 2025, arXiv 2503.20314), which is Qwen-Image's, is this
+// network for a single picture: a causal convolution over time sees two empty frames in front of
+// it, so that the last slice of its kernel is left, and the layers between frames have nothing to
+// do. It differs in the norms (`norm_groups` 0) and in that enlarging halves the channels.
 #pragma once
 
 #include <optional>
@@ -18,7 +23,7 @@ class KlMidBlock {
 
   private:
     nn::Resnet resnet0_;
-    std::optional<nn::GroupNorm> group_norm_;
+    std::optional<nn::FeatureNorm> group_norm_;
     std::optional<nn::Linear> to_q_, to_k_, to_v_, to_out_;
     nn::Resnet resnet1_;
 };
@@ -39,7 +44,7 @@ class KlEncoder : public Network {
     nn::Conv2d conv_in_;
     std::vector<Level> down_;
     std::optional<KlMidBlock> mid_;
-    std::optional<nn::GroupNorm> conv_norm_out_;
+    std::optional<nn::FeatureNorm> conv_norm_out_;
     std::optional<nn::Conv2d> conv_out_, quant_conv_;
 };
 
@@ -59,7 +64,7 @@ class KlDecoder : public Network {
     std::optional<nn::Conv2d> post_quant_conv_, conv_in_;
     std::optional<KlMidBlock> mid_;
     std::vector<Level> up_;
-    std::optional<nn::GroupNorm> conv_norm_out_;
+    std::optional<nn::FeatureNorm> conv_norm_out_;
     std::optional<nn::Conv2d> conv_out_;
 };
 

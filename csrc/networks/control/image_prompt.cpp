@@ -7,9 +7,9 @@ namespace {
 
 void check_features(const Shape& shape, int64_t width) {
     if (shape[shape.rank() - 1] != width)
-        throw Error(ErrorKind::Parameter, "the IP-Adapter reads picture features of width " +
+        throw Error(ErrorKind::Parameter, "the image prompt reads picture features of width " +
                                               std::to_string(width) + ", not " + shape.text() +
-                                              ". Is the image encoder another adapter's?");
+                                              ". Is the image encoder another one's?");
 }
 
 }  // namespace
@@ -70,6 +70,19 @@ void ImageResampler::forward(Graph& graph, const InputShapes& shapes, const Opti
     nn::Tensor x = latents_(graph, shape[0]);
     for (const Layer& layer : layers_) x = layer(x, patches);
     nn::output("tokens", norm_out_(proj_out_(x)));
+}
+
+ReduxProjection::ReduxProjection(const nn::Scope& scope, const Config& config)
+    : features_(config["features_dim"].integer()),
+      up_(scope / "redux_up", features_, config["inner_dim"].integer()),
+      down_(scope / "redux_down", config["inner_dim"].integer(), config["width"].integer()) {}
+
+void ReduxProjection::forward(Graph& graph, const InputShapes& shapes, const Options&) const {
+    const Shape& shape = required(shapes, "features", 3);
+    check_features(shape, features_);
+    const nn::Tensor inner =
+        up_(nn::input(graph, "features", shape), {.activation = nn::Activation::Silu});
+    nn::output("tokens", down_(inner));
 }
 
 }  // namespace sde::networks

@@ -1,5 +1,6 @@
-// IP-Adapter (Ye et al. 2023, arXiv 2308.06721): what turns CLIP's view of a picture into tokens
-// for a UNet's cross-attentions.
+// What turns a vision encoder's view of a picture into tokens: for a UNet's cross-attentions
+// (IP-Adapter, Ye et al. 2023, arXiv 2308.06721) or behind the text of FLUX.1 (Redux, Black Forest
+// Labs 2024).
 #pragma once
 
 #include <vector>
@@ -52,6 +53,19 @@ class ImageResampler : public Network {
     nn::Linear proj_in_, proj_out_;
     nn::LayerNorm norm_out_;
     std::vector<Layer> layers_;
+};
+
+// Redux: two linear layers over every patch, SiLU between.
+class ReduxProjection : public Network {
+  public:
+    ReduxProjection(const nn::Scope& scope, const Config& config);
+
+    // Input `features` [N, patches, features_dim]. Output `tokens` [N, patches, width].
+    void forward(Graph& graph, const InputShapes& shapes, const Options& options) const override;
+
+  private:
+    int64_t features_;
+    nn::Linear up_, down_;
 };
 
 }  // namespace sde::networks

@@ -1,21 +1,19 @@
 #include "networks/denoisers/flux.h"
 
 #include "base/error.h"
+#include "networks/denoisers/block_residuals.h"
 #include "networks/layer_variants.h"
 
 namespace sde::networks {
 namespace {
 
-const char* const kOwner = "this FLUX denoiser";
-constexpr int64_t kPatch = 2;
-constexpr int64_t kPatchArea = kPatch * kPatch;
 constexpr int64_t kFeedForwardFactor = 4;
 constexpr double kTheta = 10000;  // of the rotary positions
 constexpr size_t kAxes = 3;       // picture, row, column
 
 }  // namespace
 
-Flux::SingleBlock::SingleBlock(const nn::Scope& scope, int64_t width, int64_t head_dim)
+FluxBody::SingleBlock::SingleBlock(const nn::Scope& scope, int64_t width, int64_t head_dim)
     : width_(width),
       head_dim_(head_dim),
       modulation_(scope / "norm" / "linear", width, 3 * width),
@@ -23,8 +21,8 @@ Flux::SingleBlock::SingleBlock(const nn::Scope& scope, int64_t width, int64_t he
       proj_mlp_(scope / "proj_mlp", width, kFeedForwardFactor * width),
       proj_out_(scope / "proj_out", (1 + kFeedForwardFactor) * width, width) {}
 
-nn::Tensor Flux::SingleBlock::operator()(const nn::Tensor& x, const nn::Tensor& conditioning,
-                                         const nn::Rotary& rotary) const {
+nn::Tensor FluxBody::SingleBlock::operator()(const nn::Tensor& x, const nn::Tensor& conditioning,
+                                             const nn::Rotary& rotary) const {
     const nn::Tensor modulation = modulation_(conditioning);  // shift, scale, gate
     const auto chunk = [&](int64_t i) { return nn::slice_last(modulation, i * width_, width_); };
     const nn::Tensor h = nn::modulated_norm(x, chunk(1), chunk(0), kJointEps);
@@ -35,44 +33,35 @@ nn::Tensor Flux::SingleBlock::operator()(const nn::Tensor& x, const nn::Tensor& 
     return proj_out_(nn::concat_last(attended, inner), {.residual = x, .gate = chunk(2)});
 }
 
-Flux::Flux(const nn::Scope& scope, const Config& config)
+FluxBody::FluxBody(const nn::Scope& scope, const Config& config, const std::string& owner)
     : in_channels_(config["in_channels"].integer()),
+      width_(config["width"].integer()),
       head_dim_(head_dim_of(config)),
       context_width_(config["context_width"].integer()),
       axes_(config["rope_axes"].integers()),
-      x_embedder_(scope / "x_embedder", in_channels_ * kPatchArea, config["width"].integer()),
-      context_embedder_(scope / "context_embedder", context_width_, config["width"].integer()),
-      conditioning_(scope / "time_text_embed", config["width"].integer(),
-                    config["pooled_width"].integer(), config["guidance"].boolean()),
-      output_(scope, config["width"].integer(), config["out_channels"].integer() * kPatchArea) {
-    int64_t turned = 0;
-    for (int64_t axis : axes_) turned += axis > 0 && axis % 2 == 0 ? axis : head_dim_ + 1;
-    if (axes_.size() != kAxes || turned != head_dim_)
-        throw Error(ErrorKind::Parameter,
-                    "FLUX parts the " + std::to_string(head_dim_) +
-                        " values of a head among three axes, an even number to each");
-    const int64_t width = config["width"].integer();
-    for (int i = 0; i < config["layers"].integer(); ++i) {
-        layers_.push_back("transformer_blocks." + std::to_string(i));
+      owner_(owner),
+      x_embedder_(scope / "x_embedder", in_channels_ * kPatchArea, width_),
+      context_embedder_(scope / "context_embedder", context_width_, width_),
+      conditioning_(scope / "time_text_embed", width_, config["pooled_width"].integer(),
+                    config["guidance"].boolean()) {
+    check_rope_axes(axes_, kAxes, head_dim_);
+    for (int i = 0; i < config["layers"].integer(); ++i)
         blocks_.emplace_back(scope / "transformer_blocks" / i,
-                             JointBlockConfig{.width = width, .head_dim = head_dim_});
-    }
-    for (int i = 0; i < config["single_layers"].integer(); ++i) {
-        layers_.push_back("single_transformer_blocks." + std::to_string(i));
-        single_blocks_.emplace_back(scope / "single_transformer_blocks" / i, width, head_dim_);
-    }
+                             JointBlockConfig{.width = width_, .head_dim = head_dim_});
+    for (int i = 0; i < config["single_layers"].integer(); ++i)
+        single_blocks_.emplace_back(scope / "single_transformer_blocks" / i, width_, head_dim_);
 }
 
-void Flux::check_picture(const Shape& latents, const std::string& name) const {
+void FluxBody::check_picture(const Shape& latents, const std::string& name) const {
     if (latents[1] == in_channels_ && latents[2] % kPatch == 0 && latents[3] % kPatch == 0) return;
-    throw Error(ErrorKind::Parameter, std::string(kOwner) + " takes '" + name + "' of [N, " +
+    throw Error(ErrorKind::Parameter, owner_ + " takes '" + name + "' of [N, " +
                                           std::to_string(in_channels_) +
                                           ", height, width], both sides multiples of " +
                                           std::to_string(kPatch) + ", not " + latents.text());
 }
 
-nn::Tensor Flux::embed_pictures(Graph& graph, const InputShapes& shapes, const Shape& latents,
-                                Positions& positions) const {
+nn::Tensor FluxBody::embed_pictures(Graph& graph, const InputShapes& shapes, const Shape& latents,
+                                    Positions& positions) const {
     std::vector<nn::Tensor> pictures;
     const auto add = [&](const std::string& name, const Shape& shape) {
         check_picture(shape, name);
@@ -95,26 +84,56 @@ nn::Tensor Flux::embed_pictures(Graph& graph, const InputShapes& shapes, const S
     return x_embedder_(nn::concat_tokens(pictures));
 }
 
-void Flux::forward(Graph& graph, const InputShapes& shapes, const Options& options) const {
+FluxBody::Sequence FluxBody::sequence(Graph& graph, const InputShapes& shapes,
+                                      const nn::Tensor& first) const {
     const Shape& latents = required(shapes, "latents", 4);
-    const int64_t batch = latents[0];
-    const Shape& text = context_shape(shapes, batch, context_width_, kOwner);
-    Positions positions(static_cast<size_t>(text[1]), std::vector<float>(kAxes, 0.0f));
-    const nn::Tensor pictures = embed_pictures(graph, shapes, latents, positions);
-    const nn::Tensor conditioning = conditioning_(graph, shapes, batch, kOwner);
-    const nn::Tensor table = nn::rotary_constant(graph, positions, axes_, kTheta);
+    const Shape& context = context_shape(shapes, latents[0], context_width_, owner_);
+    Sequence made;
+    made.text = context[1] + (first ? first.size(1) : 0);
+    made.patches = latents[2] * latents[3] / kPatchArea;
+    Positions positions(static_cast<size_t>(made.text), std::vector<float>(kAxes, 0.0f));
+    made.x.image = embed_pictures(graph, shapes, latents, positions);
+    made.conditioning = conditioning_(graph, shapes, latents[0], owner_);
+    made.positions = nn::rotary_constant(graph, positions, axes_, kTheta);
+    made.x.context = context_embedder_(nn::input(graph, "context", context));
+    if (first) made.x.context = nn::concat_tokens({first, made.x.context});
+    return made;
+}
 
-    JointBlock::Tokens x{pictures, context_embedder_(nn::input(graph, "context", text))};
+Flux::Flux(const nn::Scope& scope, const Config& config)
+    : body_(scope, config, "this FLUX denoiser"),
+      output_(scope, body_.width(), config["out_channels"].integer() * FluxBody::kPatchArea) {
+    for (size_t i = 0; i < body_.blocks().size(); ++i)
+        layers_.push_back("transformer_blocks." + std::to_string(i));
+    for (size_t i = 0; i < body_.single_blocks().size(); ++i)
+        layers_.push_back("single_transformer_blocks." + std::to_string(i));
+}
+
+void Flux::forward(Graph& graph, const InputShapes& shapes, const Options& options) const {
+    FluxBody::Sequence sequence = body_.sequence(graph, shapes);
+    JointBlock::Tokens& x = sequence.x;
+    const nn::Tensor &conditioning = sequence.conditioning, &table = sequence.positions;
+    const auto residuals = [&](const char* prefix, size_t blocks) {
+        const Shape own{x.image.size(0), sequence.patches, body_.width()};
+        return BlockResiduals(graph, shapes, prefix, blocks, BlockResiduals::Spread::RoundedUp,
+                              own);
+    };
     LayerVariants variants(graph, shapes, options, layers_.size(), {});
-    for (const JointBlock& block : blocks_)
-        if (!variants.next().skip) x = block(x, conditioning, {table, text[1]});
+    const BlockResiduals control = residuals("control_", body_.blocks().size());
+    for (size_t i = 0; i < body_.blocks().size(); ++i) {
+        if (!variants.next().skip) x = body_.blocks()[i](x, conditioning, {table, sequence.text});
+        x.image = control.added(x.image, i, 0);
+    }
     nn::Tensor all = nn::concat_tokens({x.context, x.image});
-    for (const SingleBlock& block : single_blocks_)
-        if (!variants.next().skip) all = block(all, conditioning, {table, 0});
-    const int64_t patches = latents[2] * latents[3] / kPatchArea;
-    const nn::Tensor image = nn::slice_tokens(all, text[1], patches);
+    const BlockResiduals single = residuals("control_single_", body_.single_blocks().size());
+    for (size_t i = 0; i < body_.single_blocks().size(); ++i) {
+        if (!variants.next().skip) all = body_.single_blocks()[i](all, conditioning, {table, 0});
+        all = single.added(all, i, sequence.text);
+    }
+    const Shape& latents = required(shapes, "latents", 4);
+    const nn::Tensor image = nn::slice_tokens(all, sequence.text, sequence.patches);
     nn::output("prediction", nn::unpatchify(output_(image, conditioning), latents[2], latents[3],
-                                            kPatch, nn::PatchOrder::ChannelYX));
+                                            FluxBody::kPatch, nn::PatchOrder::ChannelYX));
 }
 
 }  // namespace sde::networks

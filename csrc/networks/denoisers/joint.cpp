@@ -42,6 +42,15 @@ const Shape& context_shape(const InputShapes& shapes, int64_t batch, int64_t wid
     return shape;
 }
 
+void check_rope_axes(const std::vector<int64_t>& axes, size_t count, int64_t head_dim) {
+    int64_t turned = 0;
+    for (int64_t axis : axes) turned += axis > 0 && axis % 2 == 0 ? axis : head_dim + 1;
+    if (axes.size() == count && turned == head_dim) return;
+    throw Error(ErrorKind::Parameter,
+                "the " + std::to_string(head_dim) + " values of a head are parted among " +
+                    std::to_string(count) + " axes of positions, an even number to each");
+}
+
 Conditioning::Conditioning(const nn::Scope& scope, int64_t width, int64_t pooled_width,
                            bool guidance)
     : pooled_width_(pooled_width),
@@ -101,13 +110,15 @@ JointBlock::JointBlock(const nn::Scope& scope, const JointBlockConfig& config)
     : width_(config.width),
       head_dim_(config.head_dim),
       image_heads_(scope / "attn", HeadProjections::kOwn, width_, head_dim_, config.head_norms),
-      context_heads_(scope / "attn", HeadProjections::kAdded, width_, head_dim_, config.head_norms),
       image_(scope, "", config.dual_attention ? kDual + 3 : kDual, width_, "to_out.0") {
     if (config.dual_attention) {
         dual_heads_.emplace(scope / "attn2", HeadProjections::kOwn, width_, head_dim_,
                             config.head_norms);
         dual_out_.emplace(scope / "attn2" / "to_out" / 0, width_, width_);
     }
+    if (!config.reads_context) return;
+    context_heads_.emplace(scope / "attn", HeadProjections::kAdded, width_, head_dim_,
+                           config.head_norms);
     if (config.context_ends) {
         context_scale_.emplace(scope / "norm1_context" / "linear_scale", width_, width_);
         context_shift_.emplace(scope / "norm1_context" / "linear_shift", width_, width_);
@@ -145,24 +156,28 @@ JointBlock::Tokens JointBlock::operator()(const Tokens& x, const nn::Tensor& con
                                           const nn::Rotary& rotary) const {
     const nn::AttentionOptions heads{.heads = width_ / head_dim_};
     const nn::Tensor of_image = image_.modulation(conditioning);
-    const nn::Tensor of_context = context_ ? context_->modulation(conditioning) : nn::Tensor{};
     const nn::Tensor image = normed(x.image, of_image, kAttention);
-    const nn::Tensor context = context_
-                                   ? normed(x.context, of_context, kAttention)
-                                   : nn::modulated_norm(x.context, (*context_scale_)(conditioning),
-                                                        (*context_shift_)(conditioning), kJointEps);
+    std::vector<nn::HeadTokens> keys{image_heads_.k(image, rotary)};
+    nn::Tensor v = image_heads_.v(image);
+    nn::Tensor of_context, context;
+    if (context_heads_) {
+        if (context_) of_context = context_->modulation(conditioning);
+        context = context_ ? normed(x.context, of_context, kAttention)
+                           : nn::modulated_norm(x.context, (*context_scale_)(conditioning),
+                                                (*context_shift_)(conditioning), kJointEps);
+        keys.insert(keys.begin(), context_heads_->k(context, {}));
+        v = nn::concat_tokens({context_heads_->v(context), v});
+    }
 
     // Both streams read all keys and values; their queries need not be joined.
-    const nn::Tensor k =
-        nn::join_heads({context_heads_.k(context, {}), image_heads_.k(image, rotary)}, head_dim_);
-    const nn::Tensor v = nn::concat_tokens({context_heads_.v(context), image_heads_.v(image)});
+    const nn::Tensor k = nn::join_heads(keys, head_dim_);
     nn::Tensor h =
         nn::attention(nn::join_heads({image_heads_.q(image, rotary)}, head_dim_), k, v, heads);
     h = image_.out(h, {.residual = x.image, .gate = chunk(of_image, kAttention + kGate)});
     if (dual_heads_) h = attend_alone(x.image, h, of_image);
     const nn::Tensor image_out = finish(image_, h, of_image);
     if (!context_) return {image_out, {}};
-    h = nn::attention(nn::join_heads({context_heads_.q(context, {})}, head_dim_), k, v, heads);
+    h = nn::attention(nn::join_heads({context_heads_->q(context, {})}, head_dim_), k, v, heads);
     h = context_->out(h, {.residual = x.context, .gate = chunk(of_context, kAttention + kGate)});
     return {image_out, finish(*context_, h, of_context)};
 }

@@ -1,10 +1,13 @@
-// What the transformers of SD3 and FLUX.1 share: the conditioning vector, blocks in which picture
-// and text attend to each other with weights of their own (MMDiT, Esser et al. 2024, arXiv
-// 2403.03206), and the modulated output layer. Names are those of diffusers' classes.
+// What the transformers of SD3, FLUX.1 and Qwen-Image share: the conditioning vector, blocks in
+// which picture and text attend to each other with weights of their own (MMDiT, Esser et al. 2024,
+// arXiv 2403.03206), and the modulated output layer. Names are those of diffusers' classes.
 #pragma once
 
 #include <optional>
+#include <string>
+#include <vector>
 
+#include "networks/denoisers/embedders.h"
 #include "networks/network.h"
 #include "nn/dit.h"
 
@@ -22,6 +25,10 @@ const Shape& exactly(const InputShapes& shapes, const std::string& name, const S
 const Shape& context_shape(const InputShapes& shapes, int64_t batch, int64_t width,
                            const std::string& owner);
 
+using nn::Positions;
+// Throws Parameter unless a head's values are parted among `count` axes, an even number to each.
+void check_rope_axes(const std::vector<int64_t>& axes, size_t count, int64_t head_dim);
+
 // The sum of an embedding of the timestep, one of the pooled text, and where the network was
 // distilled from guidance, one of its strength (Meng et al. 2023, arXiv 2210.03142).
 class Conditioning {
@@ -33,19 +40,6 @@ class Conditioning {
                           const std::string& owner) const;
 
   private:
-    class Embedder {  // Linear, SiLU, Linear
-      public:
-        Embedder(const nn::Scope& scope, int64_t in, int64_t out)
-            : linear1_(scope / "linear_1", in, out), linear2_(scope / "linear_2", out, out) {}
-        nn::Tensor operator()(const nn::Tensor& x, const nn::Tensor& residual = {}) const {
-            return linear2_(linear1_(x, {.activation = nn::Activation::Silu}),
-                            {.residual = residual});
-        }
-
-      private:
-        nn::Linear linear1_, linear2_;
-    };
-
     int64_t pooled_width_;
     Embedder timestep_, text_;
     std::optional<Embedder> guidance_;
@@ -76,6 +70,7 @@ struct JointBlockConfig {
     bool head_norms = true;
     bool dual_attention = false;  // the picture attends to itself once more (SD3.5-Medium)
     bool context_ends = false;    // nothing reads the text behind this block (SD3's last)
+    bool reads_context = true;    // or there is no text at all
 };
 
 class JointBlock {
@@ -84,8 +79,8 @@ class JointBlock {
         nn::Tensor image, context;
     };
     JointBlock(const nn::Scope& scope, const JointBlockConfig& config);
-    // `rotary` turns the image tokens; the context has no positions. `conditioning` is
-    // Conditioning's.
+    // `rotary` turns the image tokens; the context has no positions, and is absent where it is not
+    // read. `conditioning` is Conditioning's.
     Tokens operator()(const Tokens& x, const nn::Tensor& conditioning,
                       const nn::Rotary& rotary) const;
 
@@ -116,7 +111,8 @@ class JointBlock {
                       const nn::Tensor& modulation) const;
 
     int64_t width_, head_dim_;
-    HeadProjections image_heads_, context_heads_;
+    HeadProjections image_heads_;
+    std::optional<HeadProjections> context_heads_;
     Stream image_;
     std::optional<HeadProjections> dual_heads_;
     std::optional<nn::Linear> dual_out_;

@@ -3,12 +3,11 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "networks/denoisers/block_residuals.h"
 #include "networks/layer_variants.h"
 
 namespace sde::networks {
 namespace {
-
-const char* const kOwner = "this SD3 denoiser";
 
 int64_t patch_of(const Config& config) {
     const int64_t patch = config["patch_size"].integer();
@@ -19,53 +18,91 @@ int64_t patch_of(const Config& config) {
 
 }  // namespace
 
-MMDiT::MMDiT(const nn::Scope& scope, const Config& config)
+MMDiTBody::MMDiTBody(const nn::Scope& scope, const Config& config, const Parts& parts,
+                     const std::string& owner)
     : in_channels_(config["in_channels"].integer()),
       patch_(patch_of(config)),
-      context_width_(config["context_width"].integer()),
-      proj_(scope / "pos_embed" / "proj", in_channels_, config["width"].integer(),
-            {.kernel = static_cast<int>(patch_), .stride = static_cast<int>(patch_)}),
-      positions_(scope / "pos_embed", "pos_embed", config["position_side"].integer(),
-                 config["width"].integer()),
-      context_embedder_(scope / "context_embedder", context_width_, config["width"].integer()),
-      conditioning_(scope / "time_text_embed", config["width"].integer(),
-                    config["pooled_width"].integer(), false),
-      output_(scope, config["width"].integer(),
-              config["out_channels"].integer() * patch_ * patch_) {
+      width_(config["width"].integer()),
+      owner_(owner),
+      conditioning_(scope / "time_text_embed", width_, config["pooled_width"].integer(), false) {
+    if (parts.patches)
+        proj_.emplace(scope / "pos_embed" / "proj", in_channels_, width_,
+                      nn::Conv2dOptions{.kernel = static_cast<int>(patch_),
+                                        .stride = static_cast<int>(patch_)});
+    if (parts.patches && parts.positions)
+        positions_.emplace(scope / "pos_embed", "pos_embed", config["position_side"].integer(),
+                           width_);
+    if (parts.context) {
+        context_width_ = config["context_width"].integer();
+        context_embedder_.emplace(scope / "context_embedder", context_width_, width_);
+    }
     const std::vector<int64_t> dual = config["dual_attention_layers"].integers();
     const int64_t layers = config["layers"].integer();
-    for (int64_t i = 0; i < layers; ++i) {
-        layers_.push_back("transformer_blocks." + std::to_string(i));
+    for (int64_t i = 0; i < layers; ++i)
         blocks_.emplace_back(
             scope / "transformer_blocks" / static_cast<int>(i),
-            JointBlockConfig{.width = config["width"].integer(),
+            JointBlockConfig{.width = width_,
                              .head_dim = head_dim_of(config),
                              .head_norms = config["qk_norm"].boolean(),
                              .dual_attention = std::count(dual.begin(), dual.end(), i) > 0,
-                             .context_ends = i + 1 == layers});
-    }
+                             .context_ends = parts.context_ends && i + 1 == layers,
+                             .reads_context = parts.context});
+}
+
+const Shape& MMDiTBody::latents(const InputShapes& shapes) const {
+    const Shape& latents = required(shapes, "latents", 4);
+    if (latents[1] == in_channels_ && latents[2] % patch_ == 0 && latents[3] % patch_ == 0)
+        return latents;
+    throw Error(ErrorKind::Parameter, owner_ + " takes latents of [N, " +
+                                          std::to_string(in_channels_) +
+                                          ", height, width], both sides multiples of " +
+                                          std::to_string(patch_) + ", not " + latents.text());
+}
+
+JointBlock::Tokens MMDiTBody::tokens(Graph& graph, const InputShapes& shapes) const {
+    const Shape& given = latents(shapes);
+    if (!proj_)
+        throw Error(ErrorKind::Parameter,
+                    owner_ +
+                        " reads latents through its base model's first layer, and was loaded "
+                        "without one");
+    JointBlock::Tokens x{nn::tokens((*proj_)(nn::input(graph, "latents", given))), {}};
+    if (positions_)
+        x.image = nn::add_broadcast(
+            x.image, positions_->middle(graph, given[2] / patch_, given[3] / patch_));
+    if (context_embedder_)
+        x.context = (*context_embedder_)(
+            nn::input(graph, "context", context_shape(shapes, given[0], context_width_, owner_)));
+    return x;
+}
+
+nn::Tensor MMDiTBody::conditioning(Graph& graph, const InputShapes& shapes) const {
+    return conditioning_(graph, shapes, latents(shapes)[0], owner_);
+}
+
+MMDiT::MMDiT(const nn::Scope& scope, const Config& config)
+    : body_(scope, config, {}, "this SD3 denoiser"),
+      output_(scope, body_.width(),
+              config["out_channels"].integer() * body_.patch() * body_.patch()) {
+    for (size_t i = 0; i < body_.blocks().size(); ++i)
+        layers_.push_back("transformer_blocks." + std::to_string(i));
 }
 
 void MMDiT::forward(Graph& graph, const InputShapes& shapes, const Options& options) const {
-    const Shape& latents = required(shapes, "latents", 4);
-    if (latents[1] != in_channels_ || latents[2] % patch_ || latents[3] % patch_)
-        throw Error(ErrorKind::Parameter, std::string(kOwner) + " takes latents of [N, " +
-                                              std::to_string(in_channels_) +
-                                              ", height, width], both sides multiples of " +
-                                              std::to_string(patch_) + ", not " + latents.text());
-    const int64_t batch = latents[0];
-    const nn::Tensor context =
-        nn::input(graph, "context", context_shape(shapes, batch, context_width_, kOwner));
-    const nn::Tensor conditioning = conditioning_(graph, shapes, batch, kOwner);
-
-    const nn::Tensor patches = nn::tokens(proj_(nn::input(graph, "latents", latents)));
-    const nn::Tensor positions = positions_.middle(graph, latents[2] / patch_, latents[3] / patch_);
-    JointBlock::Tokens x{nn::add_broadcast(patches, positions), context_embedder_(context)};
-    LayerVariants variants(graph, shapes, options, blocks_.size(), {});
-    for (const JointBlock& block : blocks_)
-        if (!variants.next().skip) x = block(x, conditioning, {});
+    const Shape& latents = body_.latents(shapes);
+    JointBlock::Tokens x = body_.tokens(graph, shapes);
+    const nn::Tensor conditioning = body_.conditioning(graph, shapes);
+    const size_t count = body_.blocks().size();
+    LayerVariants variants(graph, shapes, options, count, {});
+    const BlockResiduals control(graph, shapes, "control_", count, BlockResiduals::Spread::Even,
+                                 x.image.shape());
+    for (size_t i = 0; i < count; ++i) {
+        if (!variants.next().skip) x = body_.blocks()[i](x, conditioning, {});
+        // Nothing is added where the context ends: so the control networks were trained.
+        if (i + 1 < count) x.image = control.added(x.image, i, 0);
+    }
     nn::output("prediction", nn::unpatchify(output_(x.image, conditioning), latents[2], latents[3],
-                                            patch_, nn::PatchOrder::YXChannel));
+                                            body_.patch(), nn::PatchOrder::YXChannel));
 }
 
 }  // namespace sde::networks

@@ -38,7 +38,8 @@ nn::RotaryOptions rotary(const Config& config) {
     const float share = config["rope_fraction"].number();
     const auto dims =
         static_cast<int64_t>(static_cast<float>(config["head_dim"].integer()) * share);
-    return {dims, config["rope_theta"].number(), divisors(config, dims)};
+    return {dims, config["rope_theta"].number(), divisors(config, dims),
+            config["rope_sections"].integers()};
 }
 
 }  // namespace
@@ -140,21 +141,41 @@ DecoderText::DecoderText(const nn::Scope& scope, const Config& config)
       }()),
       norm_(norm(scope / "norm", config, config["hidden_size"].integer())) {}
 
-DecoderText::Text DecoderText::text(Graph& graph, const Shape& shape, bool padded) const {
+DecoderText::Text DecoderText::text(Graph& graph, const InputShapes& shapes,
+                                    const Shape& shape) const {
+    const auto positions = [&](const char* name) {
+        require_shape_of_ids(shapes, name, shape);
+        return nn::input_ids(graph, name, shape, max_positions_);
+    };
     Text text;
-    text.rotary =
-        nn::rotary_table(nn::input_ids(graph, "positions", shape, max_positions_), rotary_);
-    if (padded)
+    if (shapes.count("positions_y")) {
+        text.rotary = nn::rotary_table(
+            {positions("positions"), positions("positions_y"), positions("positions_x")}, rotary_);
+    } else {
+        text.rotary = nn::rotary_table(positions("positions"), rotary_);
+    }
+    if (shapes.count("mask")) {
+        require_shape_of_ids(shapes, "mask", shape);
         text.mask = nn::padding_mask(nn::input_ids(graph, "mask", shape, 2),
                                      {.causal = true, .padding_sees_all = padding_sees_all_});
+    }
     return text;
+}
+
+nn::Tensor DecoderText::embed(Graph& graph, const InputShapes& shapes, const Shape& shape) const {
+    nn::Tensor x;
+    if (shapes.count("learned")) {
+        const Shape& rows = required(shapes, "learned", 2);
+        const nn::Tensor learned = nn::input(graph, "learned", rows);
+        x = embed_tokens_(nn::input_ids(graph, "ids", shape, vocabulary_ + rows[0]), learned);
+    } else {
+        x = embed_tokens_(nn::input_ids(graph, "ids", shape, vocabulary_));
+    }
+    return embedding_scale_ != 1.0f ? nn::scale(x, embedding_scale_) : x;
 }
 
 void DecoderText::forward(Graph& graph, const InputShapes& shapes, const Options& options) const {
     const Shape& shape = required(shapes, "ids", 2);
-    const bool padded = shapes.count("mask") != 0;
-    require_shape_of_ids(shapes, "positions", shape);
-    if (padded) require_shape_of_ids(shapes, "mask", shape);
     const auto layers = static_cast<int64_t>(layers_.size());
     const int64_t skip = option(options, "skip", 0);
     if (skip < 0 || skip >= layers)
@@ -165,9 +186,8 @@ void DecoderText::forward(Graph& graph, const InputShapes& shapes, const Options
                                               " tokens, the encoder takes " +
                                               std::to_string(max_positions_));
 
-    const Text read = text(graph, shape, padded);
-    nn::Tensor x = embed_tokens_(nn::input_ids(graph, "ids", shape, vocabulary_));
-    if (embedding_scale_ != 1.0f) x = nn::scale(x, embedding_scale_);
+    const Text read = text(graph, shapes, shape);
+    nn::Tensor x = embed(graph, shapes, shape);
     const bool last = option(options, "last", 0) != 0;
     nn::Tensor hidden;
     for (int64_t i = 0; i < layers; ++i) {

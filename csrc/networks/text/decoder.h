@@ -16,7 +16,9 @@ class DecoderText : public Network {
     DecoderText(const nn::Scope& scope, const Config& config);
 
     // Inputs: `ids` and `positions` [N, tokens], and, for padded texts, `mask` [N, tokens] with 1
-    // for a word and 0 for padding. Output `hidden` [N, tokens, width]. Options: `skip` 0 = after
+    // for a word and 0 for padding. Ids from the vocabulary's size on are rows of the input
+    // `learned` [M, width]: tokens of pictures, whose rows and columns are the inputs `positions_y`
+    // and `positions_x` (Qwen2.5-VL). Output `hidden` [N, tokens, width]. Options: `skip` 0 = after
     // the last layer, 1 = after the one before, ...; `final_norm` 1 = apply the final norm to
     // `hidden` (default); `last` 1 = also give `last` [N, width], the last token after the last
     // layer, without the final norm.
@@ -74,12 +76,13 @@ class DecoderText : public Network {
     };
 
     static nn::RmsNorm norm(const nn::Scope& scope, const Config& config, int64_t width);
-    Text text(Graph& graph, const Shape& shape, bool padded) const;
+    Text text(Graph& graph, const InputShapes& shapes, const Shape& shape) const;
+    nn::Tensor embed(Graph& graph, const InputShapes& shapes, const Shape& shape) const;
 
     int64_t vocabulary_, max_positions_;
     float embedding_scale_;
     bool padding_sees_all_;
-    nn::RotaryOptions rotary_;
+    nn::RotaryOptions rotary_;  // its sections only where there are pictures
     nn::Embedding embed_tokens_;
     std::vector<Layer> layers_;
     nn::RmsNorm norm_;

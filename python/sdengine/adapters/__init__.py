@@ -5,7 +5,9 @@ Python reads the names and decides which parameter each tensor changes; the arit
 
 from sdengine.adapters.files import AdapterFile, read_adapter
 from sdengine.adapters.loras import Lora, LoraLike, Loras, as_loras, parse_lora
+from sdengine.adapters.restoring import find_applied, read_applied
 from sdengine.adapters.targets import Targets
+from sdengine.adapters.widening import widened
 
 __all__ = [
     "AdapterFile",
@@ -14,6 +16,9 @@ __all__ = [
     "Loras",
     "Targets",
     "as_loras",
+    "find_applied",
     "parse_lora",
     "read_adapter",
+    "read_applied",
+    "widened",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 from sdengine import _core
 from sdengine.adapters.families import seems_to_be_for
 from sdengine.adapters.names import SHARED, split_name
-from sdengine.adapters.targets import Target, Targets
+from sdengine.adapters.targets import Rows, Target, Targets, is_of_text
+from sdengine.embeddings import Embedding, bundled_embedding, split_bundled
 from sdengine.errors import ParameterError, WeightsError
 from sdengine.formats import TensorEntry, TensorIndex, open_index
 
@@ -23,6 +25,9 @@ _IN_FOLDER = (
     *("adapter_model.safetensors", "pytorch_lora_weights.safetensors"),
     *("adapter_model.bin", "pytorch_lora_weights.bin"),
 )
+_PREFIXES = ("", "unet.", "transformer.", "text_encoder.", "text_encoder_2.", "text_encoder_3.")
+"""Of what diffusers writes about the parts of a model into one config."""
+_NEUMANN_TERMS, _MOST_TERMS = 5.0, 64  # of the series; PEFT's default
 _INTEGERS = ("i64", "i32", "i16", "i8")
 # Tensors whose rows are the rows of the parameter, by kind: those that can be cut where a file's module is fused.
 _ROWS = {
@@ -44,6 +49,8 @@ class AdapterFile:
     """Tensors that change something."""
     unused: tuple[str, ...]
     """Tensors that have no meaning in this model."""
+    words: tuple[Embedding, ...] = ()
+    """Learned words that come with it."""
 
 
 @dataclass
@@ -51,7 +58,6 @@ class _Module:
     """The tensors of one module of the file, by kind and part."""
 
     kinds: dict[str, dict[str, TensorEntry]] = field(default_factory=dict)
-    names: list[str] = field(default_factory=list)
 
     def shared(self, part: str) -> TensorEntry | None:
         return self.kinds.get(SHARED, {}).get(part)
@@ -66,29 +72,50 @@ def read_adapter(path: Path, targets: Targets) -> AdapterFile:
         WeightsError: nothing in it belongs to this model, or shapes do not fit; the message says which family it
             seems to be for.
     """
-    index, ratios = _open(path)
-    modules: dict[str, _Module] = {}
-    unused: list[str] = []
-    for name, entry in index.tensors.items():
-        found = split_name(name)
-        if found is None:
-            unused.append(name)
-            continue
-        module, role = found
-        record = modules.setdefault(module, _Module())
-        record.names.append(name)
-        record.kinds.setdefault(role.kind, {})[role.part] = entry
+    index, ratios = open_adapter(path)
+    contents = _Contents.of(index, targets)
     reading = _Reading(targets, ratios)
-    used = [name for module, record in modules.items() for name in reading.take(module, record)]
-    if reading.faults or not used:
-        raise _unfit(index, reading.faults, len(modules))
+    used = [n for module, record in contents.modules.items() for n in reading.take(module, record)]
+    of_denoiser = not all(map(is_of_text, contents.modules))
+    stranger = of_denoiser and targets.denoiser not in reading.networks
+    if reading.faults or not used or stranger:
+        raise _unfit(index, reading.faults, len(contents.modules))
+    used += [n for n, at in contents.vectors.items() if reading.replace(index.tensors[n], at)]
+    used += [entry.name for tensors in contents.words.values() for entry in tensors.values()]
     known = set(used)
     return AdapterFile(
         path=path,
         networks=reading.networks,
         used=tuple(used),
         unused=tuple(name for name in index.tensors if name not in known),
+        words=tuple(bundled_embedding(path, *word) for word in contents.words.items()),
     )
+
+
+@dataclass
+class _Contents:
+    """The tensors of a file by what they are for."""
+
+    modules: dict[str, _Module] = field(default_factory=dict)
+    """By the module's name in the file."""
+    vectors: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Whole vectors of the model: name in the file -> (component, parameter)."""
+    words: dict[str, dict[str, TensorEntry]] = field(default_factory=dict)
+    """Learned words: name -> tensors."""
+
+    @classmethod
+    def of(cls, index: TensorIndex, targets: Targets) -> _Contents:
+        contents = cls()
+        for name, entry in index.tensors.items():
+            if word := split_bundled(name):
+                contents.words.setdefault(word[0], {})[word[1]] = entry
+            elif vector := targets.parameter(name):
+                contents.vectors[name] = vector
+            elif found := split_name(name):
+                module, role = found
+                record = contents.modules.setdefault(module, _Module())
+                record.kinds.setdefault(role.kind, {})[role.part] = entry
+        return contents
 
 
 class _Reading:
@@ -109,15 +136,34 @@ class _Reading:
                 try:
                     self._add(target, kind, parts, record, module)
                 except WeightsError as error:
-                    self.faults.append(f"{module!r}: {error}")
+                    self.faults.append(f"{module!r}: {error}{self._advice(target, parts)}")
                 used += [entry.name for entry in parts.values()]
             if used:
                 used += [entry.name for entry in record.kinds.get(SHARED, {}).values()]
         return list(dict.fromkeys(used))
 
+    def _advice(self, target: Target, parts: Parts) -> str:
+        """What to do about a LoRA that widens the denoiser's input."""
+        name = f"{target.module}.weight"
+        if self._targets.input != (target.component, name) or "down" not in parts:
+            return ""
+        shape, down = self._targets.shapes[target.component][name], parts["down"].shape
+        if len(down) != len(shape) or down[1] <= shape[1]:
+            return ""
+        return ". It gives the model a wider input: give it when the model is loaded, with loras="
+
+    def replace(self, entry: TensorEntry, place: tuple[str, str]) -> bool:
+        """Put a whole vector in the place of the model's, as BFL's LoRAs do with norms; False if it does not fit."""
+        component, name = place
+        target = Target(component, name.rpartition(".")[0])
+        if self._targets.shapes[component][name] != entry.shape:
+            return False
+        self._change(target, name.rpartition(".")[2], "replace", {"value": entry}, 1.0)
+        return True
+
     def _add(self, target: Target, kind: str, parts: Parts, record: _Module, module: str) -> None:
-        if target.part is not None:
-            parts = _rows(parts, kind, target.part)
+        if target.rows is not None:
+            parts = _rows(parts, kind, target.rows)
         if kind in ("add", "replace"):
             for name, entry in parts.items():
                 self._change(target, name, kind, {"value": entry}, 1.0)
@@ -132,8 +178,8 @@ class _Reading:
                 continue
             if name == "row_magnitude":  # PEFT keeps one length per row, whatever the axes
                 length = length.reshape((length.elements,))
-            if target.part is not None:
-                length = _rows({name: length}, kind, target.part)[name]
+            if target.rows is not None:
+                length = _rows({name: length}, kind, target.rows)[name]
             tensors["magnitude"] = length
         self._change(target, "weight", kind, tensors, factor)
         if "bias" in parts:
@@ -147,27 +193,19 @@ class _Reading:
         if shape is None:
             raise WeightsError(f"the model has no {name!r} that it could change")
         adapter = self.networks.setdefault(target.component, _core.Adapter())
-        adapter.add(name, shape, kind, {role: _place(t) for role, t in tensors.items()}, factor)
+        adapter.add(name, shape, kind, {role: t.place for role, t in tensors.items()}, factor)
 
 
-def _place(
-    entry: TensorEntry,
-) -> tuple[str, tuple[int, ...], Path, int, int, tuple[int, ...] | None]:
-    return entry.dtype, entry.shape, entry.path, entry.offset, entry.nbytes, entry.strides
-
-
-def _rows(parts: Parts, kind: str, part: tuple[int, int]) -> dict[str, TensorEntry]:
-    """The rows of a fused module that belong to block `index` of `count` equal ones."""
-    index, count = part
+def _rows(parts: Parts, kind: str, rows: Rows) -> dict[str, TensorEntry]:
+    """The rows of a fused module that belong to one of the modules in it."""
     if kind not in _ROWS:
-        raise WeightsError(f"a change of the kind {kind} cannot be parted into {count} modules")
+        raise WeightsError(f"a change of the kind {kind} cannot be parted into several modules")
     cut = {}
     for name, entry in parts.items():
         if name in _ROWS[kind] and entry.shape:
-            height, left = divmod(entry.shape[0], count)
-            if left:
-                raise WeightsError(f"its {entry.shape[0]} rows cannot be parted into {count}")
-            entry = entry.rows(index * height, height)
+            if entry.shape[0] != rows.total:
+                raise WeightsError(f"{name!r} has {entry.shape[0]} rows, expected {rows.total}")
+            entry = entry.rows(rows.first, rows.count)
         cut[name] = entry
     return cut
 
@@ -195,6 +233,13 @@ class _Ratios:
 
     def of(self, module: str, record: _Module, kind: str, tensors: Parts) -> float:
         """The factor of a module's change."""
+        if kind == "rotate_columns":
+            return self._terms()
+        if kind == "rotate_rows":  # trainers limit the rotations of all blocks together
+            alpha = record.shared("alpha")
+            blocks = tensors.get("blocks")
+            rows = math.prod(blocks.shape[-3:-1]) if blocks is not None else 0
+            return 0.0 if alpha is None else _number(alpha) * rows
         rank = _rank(kind, tensors)
         if (stored := record.shared("factor")) is not None:
             return _number(stored)
@@ -202,8 +247,18 @@ class _Ratios:
             return _number(alpha) / rank if rank else 1.0
         return self._configured(module, rank) if rank else 1.0
 
+    def _terms(self) -> float:
+        """Terms of the series that PEFT's OFT computes rotations with; 0 for the exact ones."""
+        prefix = next((p for p in _PREFIXES if f"{p}oft_block_size" in self.config), "")
+        if self.config.get(f"{prefix}use_cayley_neumann", True) is not True:
+            return 0.0
+        terms = self.config.get(f"{prefix}num_cayley_neumann_terms", _NEUMANN_TERMS)
+        return (
+            float(terms) if isinstance(terms, int) and 0 < terms <= _MOST_TERMS else _NEUMANN_TERMS
+        )
+
     def _configured(self, module: str, rank: int) -> float:
-        for prefix in ("", "unet.", "transformer.", "text_encoder.", "text_encoder_2."):
+        for prefix in _PREFIXES:
             if f"{prefix}lora_alpha" not in self.config or not module.startswith(prefix):
                 continue
             alpha = self.config[f"{prefix}lora_alpha"]
@@ -238,11 +293,11 @@ def _number(entry: TensorEntry) -> float:
         with entry.path.open("rb") as file:
             file.seek(entry.offset)
             return float(int.from_bytes(file.read(entry.nbytes), "little", signed=True))
-    place = _place(entry.reshape((1,)))
-    return float(_core.read_values(*place)[0])
+    return float(_core.read_values(*entry.reshape((1,)).place)[0])
 
 
-def _open(path: Path) -> tuple[TensorIndex, _Ratios]:
+def open_adapter(path: Path) -> tuple[TensorIndex, _Ratios]:
+    """The tensors of an adapter file, or of the one in PEFT's folder, and what its config says of alpha."""
     config: Mapping[str, Any] = {}
     if path.is_dir():
         file = next((path / name for name in _IN_FOLDER if (path / name).is_file()), None)

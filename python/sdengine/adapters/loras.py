@@ -7,8 +7,8 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
@@ -17,10 +17,11 @@ from typing import Any, TypeAlias
 from sdengine import _core
 from sdengine.adapters.files import AdapterFile, read_adapter
 from sdengine.adapters.targets import Targets
+from sdengine.embeddings import Embedding
 from sdengine.errors import ParameterError, UnwiseWarning
 from sdengine.loading import ModelPlan
 from sdengine.prompt import LoraTag
-from sdengine.recipes import find_recipe
+from sdengine.recipes import Recipe, find_recipe, with_recipe
 
 MAX_SCALE = 1000.0
 SUFFIXES = (".safetensors", ".sft", ".pt", ".pth", ".ckpt", ".bin", ".gguf")
@@ -94,10 +95,11 @@ class Lora:
         """``name:scale``, as a picture's parameters say it; ``name:scale:text encoders'`` where they differ."""
         steady = replace(self, start=0.0, end=1.0)
         scales = self.scale if isinstance(self.scale, tuple) else (steady.scale_at(0, 1),)
-        text = f"{self.name}:" + "/".join(f"{scale:g}" for scale in scales)
+        text = f"{self.name}:" + "/".join(map(_shown, scales))
         if (self.in_text_encoders,) != tuple(scales):
-            text += f":{self.in_text_encoders:g}"
-        return text if (self.start, self.end) == (0, 1) else f"{text} [{self.start:g}-{self.end:g}]"
+            text += f":{_shown(self.in_text_encoders)}"
+        start, end = _shown(self.start), _shown(self.end)
+        return text if (self.start, self.end) == (0, 1) else f"{text} [{start}-{end}]"
 
     @property
     def is_idle(self) -> bool:
@@ -143,9 +145,14 @@ class Loras:
     """The adapters that apply to the networks of a pipeline; one set at a time, shared by all its runs."""
 
     def __init__(
-        self, plan: ModelPlan, networks: Mapping[str, _core.Network], folder: Path | None = None
+        self,
+        plan: ModelPlan,
+        networks: Mapping[str, _core.Network],
+        folder: Path | None = None,
+        knowing: Callable[[Sequence[Embedding]], AbstractContextManager[None]] | None = None,
     ) -> None:
         self._plan, self._networks, self._folder = plan, networks, folder
+        self._knowing = knowing
         self._targets: Targets | None = None
         self._files: dict[tuple[str, int, int], AdapterFile] = {}
         self._lock = threading.RLock()
@@ -199,7 +206,7 @@ class Loras:
         return as_loras(chosen)
 
     def _find(self, name: str, given: Sequence[Lora]) -> Path:
-        files = self._in_folder()
+        files = files_in(self._folder)
         match = next((file for known, file in files.items() if _same(known, name)), None)
         if match is not None:
             return match
@@ -213,22 +220,29 @@ class Loras:
             advice = f"{self._folder} holds none"
         raise ParameterError(f"the prompt asks for the LoRA {name!r}, which is not known; {advice}")
 
-    def _in_folder(self) -> dict[str, Path]:
-        """Name -> file; also under the path below the folder, for names that occur twice."""
-        if self._folder is None:
-            return {}
-        files: dict[str, Path] = {}
-        for file in sorted(self._folder.rglob("*")):
-            if file.suffix.lower() in SUFFIXES and file.is_file():
-                files.setdefault(file.stem, file)
-                files.setdefault(file.relative_to(self._folder).with_suffix("").as_posix(), file)
-        return files
+    def in_text_encoders(self, loras: Sequence[Lora]) -> list[tuple[object, ...]]:
+        """What of these adapters the text encoders see: files and strengths, in order; empty for nothing.
+
+        Raises:
+            ParameterError, FormatError, WeightsError: as :meth:`open`.
+        """
+        denoiser = self._plan.family.denoiser
+        seen: list[tuple[object, ...]] = []
+        with self._lock:
+            for lora in loras:
+                file = self.open(lora)
+                if lora.in_text_encoders and set(file.networks) - {denoiser}:
+                    key = next(key for key, known in self._files.items() if known is file)
+                    seen.append((*key, *_inside(Path(key[0])), lora.in_text_encoders))
+        return seen
 
     @contextmanager
     def applied(
         self, loras: Sequence[Lora], step: int | None = None, steps: int = 1
     ) -> Iterator[None]:
         """Exactly these adapters apply inside the block: to all networks, or at a step to the denoiser alone.
+
+        Prompts that are read inside the block know the learned words that come with them.
 
         Other threads' blocks wait for it, for the networks are shared. Applying the same adapters again costs
         nothing, and other scales next to nothing.
@@ -251,7 +265,29 @@ class Loras:
                     scale = at_step if in_denoiser else lora.in_text_encoders
                     uses.append((file.networks[component], scale))
                 network.set_adapters(uses)
-            yield
+            words = [
+                word
+                for lora, file in files
+                if not (lora.is_idle and lora.in_text_encoders == 0)
+                for word in file.words
+            ]
+            if self._knowing is None or step is not None or not words:
+                yield
+                return
+            with self._knowing(words):
+                yield
+
+
+def files_in(folder: Path | None) -> dict[str, Path]:
+    """Name -> file; also under the path below the folder, for names that occur twice."""
+    files: dict[str, Path] = {}
+    if folder is None:
+        return files
+    for file in sorted(folder.rglob("*")):
+        if file.suffix.lower() in SUFFIXES and file.is_file():
+            files.setdefault(file.stem, file)
+            files.setdefault(file.relative_to(folder).with_suffix("").as_posix(), file)
+    return files
 
 
 def with_strengths(family: str, loras: Sequence[Lora]) -> tuple[Lora, ...]:
@@ -262,6 +298,14 @@ def with_strengths(family: str, loras: Sequence[Lora]) -> tuple[Lora, ...]:
         own = 1.0 if recipe is None or recipe.lora_strength is None else recipe.lora_strength
         filled.append(replace(lora, scale=own) if lora.scale is None else lora)
     return tuple(filled)
+
+
+def as_recommended(
+    plan: ModelPlan, loras: Sequence[Lora], own: Recipe | None = None
+) -> tuple[ModelPlan, Recipe | None]:
+    """The plan with what the publisher of a LoRA recommends, and the recipe in force: that one, or the model's own."""
+    recipe = find_recipe(plan.family.name, *(lora.name for lora in loras if not lora.is_idle))
+    return (plan, own) if recipe is None else (with_recipe(plan, recipe), recipe)
 
 
 def check_steps(loras: Sequence[Lora], steps: int) -> None:
@@ -289,6 +333,19 @@ def _check(what: str, value: object, low: float, high: float) -> None:
     real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not real or not low <= float(value) <= high:  # type: ignore[arg-type]
         raise ParameterError(f"{what} must be a number from {low:g} to {high:g}, not {value!r}")
+
+
+def _inside(path: Path) -> list[tuple[str, int, int]]:
+    """The state of the files of a folder, which its own does not tell; nothing for a file."""
+    if not path.is_dir():
+        return []
+    states = [(file.name, file.stat()) for file in sorted(path.iterdir())]
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+
+
+def _shown(number: Any) -> str:
+    """The shortest text that reads back as the same number."""
+    return repr(float(number)).removesuffix(".0")
 
 
 def _same(known: str, asked: str) -> bool:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from sdengine import _core
-from sdengine.adapters.loras import Lora, LoraLike, Loras, as_loras, with_strengths
+from sdengine.adapters.loras import (
+    Lora,
+    LoraLike,
+    Loras,
+    as_loras,
+    as_recommended,
+    with_strengths,
+)
+from sdengine.adapters.widening import widened
 from sdengine.errors import ParameterError
 from sdengine.loading import ModelPlan
-from sdengine.recipes import defaults_of, find_recipe
 
 Uses = list[tuple[_core.Adapter, float]]
 
@@ -39,6 +46,7 @@ def merge_of(
         FormatError, WeightsError: a file is damaged, or belongs to another family.
     """
     loras = with_strengths(plan.family.name, as_loras(given))
+    plan = widened(plan, loras)
     opened = Loras(plan, {})
     uses: dict[tuple[str, str], Uses] = {}
     for lora in loras:
@@ -47,9 +55,7 @@ def merge_of(
             scale = _constant(lora) if in_denoiser else lora.in_text_encoders
             for parameter in dict.fromkeys(adapter.parameters):
                 uses.setdefault((component, parameter), []).append((adapter, scale))
-    recipe = find_recipe(plan.family.name, *(lora.name for lora in loras if not lora.is_idle))
-    if recipe is not None:
-        plan = replace(plan, defaults=defaults_of(recipe, plan.defaults))
+    plan, _ = as_recommended(plan, loras)
     return Merge(uses), plan
 
 

@@ -23,11 +23,11 @@ SHARED: Final = "shared"
 _LOW_RANK: Final = {
     "up": (
         *(".lora_up.weight", ".lora.up.weight", "_lora.up.weight"),
-        *(".lora_linear_layer.up.weight", ".lora_B.weight", ".lora_B"),
+        *(".lora_linear_layer.up.weight", ".lora_B.weight", ".lora_B", ".up.weight"),
     ),
     "down": (
         *(".lora_down.weight", ".lora.down.weight", "_lora.down.weight"),
-        *(".lora_linear_layer.down.weight", ".lora_A.weight", ".lora_A"),
+        *(".lora_linear_layer.down.weight", ".lora_A.weight", ".lora_A", ".down.weight"),
     ),
     "mid": (".lora_mid.weight",),
     "bias": (".lora_B.bias", ".lora_up.bias"),
@@ -40,6 +40,9 @@ _ENDINGS: Final[dict[str, Role]] = {
     **{f".hada_{part}": Role("hadamard", part) for part in _HADAMARD},
     **{f".lokr_{part}": Role("kronecker", part) for part in _KRONECKER},
     **{f".{part}.weight": Role("glora", part) for part in ("a1", "a2", "b1", "b2")},
+    ".oft_blocks": Role("rotate_rows", "blocks"),
+    ".rescale": Role("rotate_rows", "rescale"),
+    ".oft_R.weight": Role("rotate_columns", "skew"),
     ".diff": Role("add", "weight"),
     ".diff_b": Role("add", "bias"),
     ".w_norm": Role("add", "weight"),
@@ -56,7 +59,7 @@ _BY_LENGTH: Final = sorted(_ENDINGS, key=len, reverse=True)
 
 # PEFT may keep the adapter's own name ("default") between the role and "weight".
 _PEFT: Final = re.compile(
-    r"\.(lora_A|lora_B|lora_magnitude_vector)\.(?!weight$|bias$)[^.]+(\.weight|\.bias|)$"
+    r"\.(lora_A|lora_B|lora_magnitude_vector|oft_R)\.(?!weight$|bias$)[^.]+(\.weight|\.bias|)$"
 )
 
 

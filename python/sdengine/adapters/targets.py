@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from sdengine.families import Component
 from sdengine.keys import NameMap
+from sdengine.keys.adapter_names import TABLES
 from sdengine.loading import ComponentPlan, ModelPlan
 
 Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where a module's rows lie in an adapter's module that several are fused in."""
+
+    first: int
+    count: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -19,8 +29,8 @@ class Target:
     component: str
     module: str
     """Canonical name."""
-    part: tuple[int, int] | None = None
-    """(index, count): the module is row block `index` of the `count` in the adapter's module."""
+    rows: Rows | None = None
+    """The adapter's rows that are this module's; None where all are."""
 
 
 # Prefixes of names whose dots have become underscores (kohya, OneTrainer, SimpleTuner), each with the text encoder
@@ -33,6 +43,8 @@ _FLAT_ENCODERS = {
     "lora_te3_": "text_encoder_3",
 }
 _DENOISER = ("unet.", "transformer.", "model.diffusion_model.", "diffusion_model.")
+# What the names of text encoders' modules begin with.
+_TEXT = ("lora_te", "text_encoder", "text_model.", "te1.", "te2.", "clip_l.", "clip_g.", "t5xxl.")
 # What wraps a module without being part of its name: PEFT's model, the attention processors of old diffusers.
 _WRAPPERS = ("base_model.model.", "processor.")
 # Old diffusers calls the projections of every attention alike.
@@ -45,6 +57,10 @@ _ALIASES = (
 )
 
 
+INPUTS = {"flux": "x_embedder.weight"}
+"""Kind of network -> the weight that reads its input, whose columns are a multiple of the config's in_channels."""
+
+
 class Targets:
     """The modules of a model under every name that adapters give them."""
 
@@ -53,6 +69,10 @@ class Targets:
         """Component -> canonical parameter name -> shape."""
         self._dotted: dict[str, dict[str, list[Target]]] = {}
         self._flat: dict[str, dict[str, list[Target]]] = {}
+        self._parameters: dict[str, dict[str, str]] = {}
+        self.denoiser = plan.family.denoiser
+        self.input = (self.denoiser, INPUTS.get(plan.components[self.denoiser].kind))
+        """Component and name of the weight that LoRAs may widen; no name where there is none."""
         self._prefixes: list[tuple[str, str, bool]] = []
         encoders = [use.component for use in plan.family.text]
         for name in (plan.family.denoiser, *encoders):
@@ -60,6 +80,7 @@ class Targets:
             component = plan.family.component(name).of_kind(part.kind)
             self.shapes[name] = {b.name: b.entry.shape for b in part.bindings}
             self._dotted[name] = _spellings(component, part)
+            self._parameters[name] = _parameters(component, part)
             self._flat[name] = {
                 spelling.replace(".", "_"): targets
                 for spelling, targets in reversed(self._dotted[name].items())
@@ -77,15 +98,31 @@ class Targets:
 
     def find(self, module: str) -> list[Target]:
         """The modules that a name in a file means: one, several where it is fused, none if it is not known."""
-        for wrapper in _WRAPPERS:
-            module = module.replace(wrapper, "")
-        for prefix, component, flat in self._prefixes:
-            if not module.startswith(prefix):
-                continue
+        for component, name, flat in self._readings(module):
             names = self._flat[component] if flat else self._dotted[component]
-            if found := names.get(module[len(prefix) :]):
+            if found := names.get(name):
                 return found
         return []
+
+    def parameter(self, name: str) -> tuple[str, str] | None:
+        """(component, canonical name) if a tensor's whole name is that of one of the model's vectors."""
+        for component, rest, flat in self._readings(name):
+            if not flat and (found := self._parameters[component].get(rest)):
+                return component, found
+        return None
+
+    def _readings(self, name: str) -> Iterator[tuple[str, str, bool]]:
+        """(component, name below its prefix, dots are underscores) in every way that a name can be read."""
+        for wrapper in _WRAPPERS:
+            name = name.replace(wrapper, "")
+        for prefix, component, flat in self._prefixes:
+            if name.startswith(prefix):
+                yield component, name[len(prefix) :], flat
+
+
+def is_of_text(module: str) -> bool:
+    """True if a module's name in a file says that it is part of a text encoder."""
+    return module.startswith(_TEXT)
 
 
 def _spellings(component: Component, part: ComponentPlan) -> dict[str, list[Target]]:
@@ -96,32 +133,53 @@ def _spellings(component: Component, part: ComponentPlan) -> dict[str, list[Targ
         for ending, alias in _ALIASES:
             if module.endswith(ending):
                 names.setdefault(module[: -len(ending)] + alias, names[module])
-    for table in component.tables:
-        fused: dict[str, dict[int, Target]] = {}
-        for module, spelling, index, count in _translated(
-            NameMap.of_network(table, part.config), part
-        ):
-            if count is None:
+    heights = {_module(b.name): b.entry.shape[0] for b in part.bindings if b.entry.shape}
+    for table in (*component.tables, *TABLES.get(part.kind, ())):
+        fused: dict[str, dict[str, int]] = {}
+        for module, spelling, index in _translated(NameMap.of_network(table, part.config), part):
+            if index is None:
                 names.setdefault(spelling, [Target(part.name, module)])
             else:
-                target = Target(part.name, module, (index, count))
-                fused.setdefault(spelling, {})[index] = target
-        for spelling, parts in fused.items():
-            names.setdefault(spelling, [parts[index] for index in sorted(parts)])
+                fused.setdefault(spelling, {})[module] = index
+        for spelling, indices in fused.items():
+            names.setdefault(spelling, _parted(part.name, indices, heights))
     return names
 
 
-def _translated(names: NameMap, part: ComponentPlan) -> Iterator[tuple[str, str, int, int | None]]:
-    """(canonical module, module in a dialect, block, blocks or None) of every weight."""
+def _parted(component: str, indices: Mapping[str, int], heights: Mapping[str, int]) -> list[Target]:
+    """The modules that are fused in one, each with its rows; indices count in blocks of their own height."""
+    total = sum(heights[module] for module in indices)
+    targets = []
+    for module, index in indices.items():
+        height = heights[module]
+        first = index * height + (total if index < 0 else 0)
+        targets.append(Target(component, module, Rows(first, height, total)))
+    return sorted(targets, key=lambda target: target.rows.first if target.rows else 0)
+
+
+def _translated(names: NameMap, part: ComponentPlan) -> Iterator[tuple[str, str, int | None]]:
+    """(canonical module, module in a dialect, its block of rows or None) of every weight."""
     for binding in part.bindings:
         if not binding.name.endswith(".weight"):
             continue
         for there in names.to_file(binding.name):
-            if there.transpose or (there.part is not None and there.part[1] is None):
+            if there.transpose:
                 continue  # stored in a form that no adapter is published for
             spelling = there.name.removesuffix("weight").rstrip("._")
-            index, count = there.part or (0, None)
-            yield _module(binding.name), spelling, index, count
+            yield _module(binding.name), spelling, there.part[0] if there.part else None
+
+
+def _parameters(component: Component, part: ComponentPlan) -> dict[str, str]:
+    """Every name of a component's vectors -> the canonical one."""
+    vectors = [b.name for b in part.bindings if len(b.entry.shape) == 1]
+    names = {name: name for name in vectors}
+    for table in component.tables:
+        translation = NameMap.of_network(table, part.config)
+        for name in vectors:
+            for there in translation.to_file(name):
+                if there.part is None:
+                    names.setdefault(there.name, name)
+    return names
 
 
 def _module(parameter: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from sdengine.cli.console import progress, readable_bytes
-from sdengine.cli.options import component_arguments, given_only, lora_option, pair
+from sdengine.cli.options import component_arguments, given_only, lora_option, pair, tokenizers
 
 
 @click.command()
@@ -45,7 +45,13 @@ from sdengine.cli.options import component_arguments, given_only, lora_option, p
     multiple=True,
     help="Text encoder to take instead of the model's; may be repeated.",
 )
-@click.option("--tokenizer", metavar="PATH", help="Tokenizer to take instead of the model's.")
+@click.option(
+    "--tokenizer",
+    metavar="[NAME=]PATH",
+    multiple=True,
+    callback=tokenizers,
+    help="Tokenizer to take instead of the model's; by text encoder where there are several.",
+)
 @click.option("--family", metavar="NAME", help="What the model is [default: told by its tensors]")
 @click.option(
     "--prediction", metavar="NAME", help="Such as epsilon or v_prediction [default: found out]"
@@ -62,7 +68,7 @@ def convert(
     force: bool,
     **options: Any,
 ) -> None:
-    """Write the model SRC as one self-contained GGUF file DST."""
+    """Write the model SRC as one self-contained GGUF file DST, or the control network SRC."""
     import sdengine
 
     for rule in rules:
@@ -82,7 +88,7 @@ def convert(
         )
     types = ", ".join(f"{kind} x {count}" for kind, count in conversion.histogram.items())
     click.echo(f"{conversion.path}  {readable_bytes(conversion.nbytes)}  ({types})")
-    if not conversion.has_tokenizer:
+    if conversion.needs_tokenizer and not conversion.has_tokenizer:
         click.echo("the file carries no tokenizer: give one with --tokenizer", err=True)
 
 

@@ -22,8 +22,28 @@ def _loras(context: click.Context, option: click.Parameter, texts: tuple[str, ..
     return [parse_lora(text) for text in texts] or None
 
 
+def _controls(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> Any:
+    from sdengine.control import parse_control
+
+    return [parse_control(text) for text in texts] or None
+
+
 def _listed(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> Any:
     return list(given) or None
+
+
+def _one_or_two(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> Any:
+    return _one_or_list(given)
+
+
+def tokenizers(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> Any:
+    """A path, or a mapping where text encoders are named."""
+    named = [_NAMED.fullmatch(text) for text in given]
+    if len(given) == 1 and named[0] is None:
+        return given[0]
+    if None in named:
+        raise click.UsageError("--tokenizer takes one PATH, or NAME=PATH each time")
+    return {match[1]: match[2] for match in named if match} or None
 
 
 def lora_option(what: str) -> Callable[[Command], Command]:
@@ -59,7 +79,12 @@ _MODEL_OPTIONS = (
         help="Text encoder to use instead of the model's; may be repeated.",
     ),
     click.option(
-        "--tokenizer", metavar="PATH", help="Folder with vocab.json and merges.txt, or a JSON file."
+        "--tokenizer",
+        metavar="[NAME=]PATH",
+        multiple=True,
+        callback=tokenizers,
+        help="Folder with vocab.json and merges.txt, or a JSON or SentencePiece file; by text encoder where there are"
+        " several.",
     ),
     click.option("--family", metavar="NAME", help="Take the model for a member of this family."),
     click.option(
@@ -71,13 +96,15 @@ _MODEL_OPTIONS = (
     click.option(
         "--controlnet",
         "controlnets",
-        metavar="PATH",
+        metavar="PATH[:TYPE]",
         multiple=True,
-        callback=_listed,
-        help="ControlNet or T2I adapter; may be repeated.",
+        callback=_controls,
+        help="ControlNet or T2I adapter; may be repeated. A union needs a :TYPE, such as :canny.",
     ),
-    click.option("--ip-adapter", metavar="PATH", help="IP-Adapter, which reads --ip-image."),
-    click.option("--image-encoder", metavar="PATH", help="CLIP vision encoder of --ip-adapter."),
+    click.option(
+        "--ip-adapter", metavar="PATH", help="IP-Adapter or Redux, which reads --ip-image."
+    ),
+    click.option("--image-encoder", metavar="PATH", help="Vision encoder of --ip-adapter."),
     click.option(
         "--embedding",
         "embeddings",
@@ -89,6 +116,16 @@ _MODEL_OPTIONS = (
     click.option(
         "--lora-dir", metavar="PATH", help="Where <lora:name:0.8> in a prompt finds its file."
     ),
+    click.option(
+        "--taesd",
+        "--preview-vae",
+        "preview_vae",
+        metavar="PATH",
+        multiple=True,
+        callback=_one_or_two,
+        help="Tiny autoencoder that draws previews; twice for its two files.",
+    ),
+    click.option("--prompt-cache", metavar="FOLDER", help="Keep encoded prompts there."),
     click.option("--weight-type", metavar="TYPE", help="Quantize while loading: q8_0, q4_k, ..."),
     click.option("--device", metavar="NAME", help="See `sdengine devices` [default: auto]"),
     click.option("--threads", type=int, help="CPU threads [default: one per physical core]"),
@@ -97,6 +134,7 @@ _LOAD = (
     *("model", "vae", "text_encoders", "tokenizer", "family", "prediction", "weight_type"),
     *("device", "threads", "loras", "lora_dir", "embeddings"),
     *("controlnets", "ip_adapter", "image_encoder"),
+    *("preview_vae", "prompt_cache"),
 )
 BENCH = (
     *("width", "height", "steps", "guidance_scale", "sampler", "schedule", "batch_size"),
@@ -145,7 +183,7 @@ def load_arguments(options: dict[str, Any]) -> dict[str, Any]:
     values = {name: options.pop(name) for name in _LOAD}
     given = given_only({**values, **component_arguments(values["vae"], values["text_encoders"])})
     if "model" not in given and given:
-        first = {"text_encoders": "text_encoder", "loras": "lora"}
+        first = {"text_encoders": "text_encoder", "loras": "lora", "preview_vae": "taesd"}
         option = "--" + first.get(name := next(iter(given)), name).replace("_", "-")
         raise click.UsageError(f"{option} needs --model")
     return given
@@ -179,7 +217,7 @@ def given_only(options: dict[str, Any]) -> dict[str, Any]:
 def picture_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """The settings that were given, as the library takes them."""
     given = given_only(options)
-    for name in ("control_images", "ip_images"):
+    for name in ("control_images", "ip_images", "references"):
         if name in given:
             given[name] = list(given[name])
     for name in ("sizes", "negative_sizes"):
@@ -203,9 +241,10 @@ def pair(text: str, option: str) -> tuple[str, str]:
 def open_pipeline(arguments: dict[str, Any]) -> Pipeline:
     """The model that was asked for, or the demo model."""
     import sdengine
+    from sdengine.api import demo_pipeline
 
     if "model" not in arguments:
-        return sdengine.api.demo_pipeline()
+        return demo_pipeline()
     arguments = dict(arguments)
     return sdengine.load(arguments.pop("model"), **arguments)
 
@@ -214,7 +253,4 @@ def open_generate(arguments: dict[str, Any]) -> Callable[..., Result]:
     """The ``generate`` of the model that was asked for, or the demo model's."""
     import sdengine
 
-    if "model" not in arguments:
-        return sdengine.generate
-    arguments = dict(arguments)
-    return sdengine.load(arguments.pop("model"), **arguments).generate
+    return sdengine.generate if "model" not in arguments else open_pipeline(arguments).generate

@@ -45,7 +45,7 @@ class Setting:
         )(command)
 
 
-_PICTURE, _SAMPLING, _GUIDANCE = "Picture", "Sampling", "Guidance"
+_PICTURE, _SAMPLING, _GUIDANCE, _HIRES = "Picture", "Sampling", "Guidance", "Hires pass"
 _PROMPT, _GIVEN, _NOISE = "Prompt", "Given pictures", "Randomness"
 
 SETTINGS: tuple[Setting, ...] = (
@@ -90,6 +90,14 @@ SETTINGS: tuple[Setting, ...] = (
         _PICTURE,
         "Side of the autoencoder's tiles in latents, 0 for one piece [default: by size]",
         int,
+    ),
+    Setting(
+        "tiled_diffusion",
+        ("--tiled-diffusion",),
+        _PICTURE,
+        "The denoiser sees overlapping tiles: on, their side in latents, or size=64 overlap=16 weights=gaussian.",
+        values.tiles,
+        "on|SIZE|KEY=VALUE ...",
     ),
     Setting(
         "sizes",
@@ -142,6 +150,7 @@ SETTINGS: tuple[Setting, ...] = (
         "T,T,...",
     ),
     Setting("eta", ("--eta",), _SAMPLING, "Noise of ancestral samplers; 0 for none.", float),
+    Setting("shift", ("--shift", "--flow-shift"), _SAMPLING, "Time shift of a flow model.", float),
     Setting("s_noise", ("--s-noise",), _SAMPLING, "Scale of the noise that samplers add.", float),
     Setting(
         "s_churn", ("--s-churn",), _SAMPLING, "Noise before each step of euler, heun, dpm2.", float
@@ -211,8 +220,8 @@ SETTINGS: tuple[Setting, ...] = (
         "guidance",
         ("--guidance",),
         _GUIDANCE,
-        "A further kind: interval=0.2/0.8, projection, perturbed_attention, skip_layers, normalized_attention, ... "
-        "(docs/guidance.md); may be repeated.",
+        "A further kind: interval=0.2/0.8, token_norms=no, row_norms=no, projection, perturbed_attention, skip_layers, "
+        "normalized_attention, ... (docs/guidance.md); may be repeated.",
         values.guidance,
         "KIND[ NAME=VALUE ...]",
         multiple=True,
@@ -254,6 +263,55 @@ SETTINGS: tuple[Setting, ...] = (
         metavar="PICTURE",
     ),
     Setting(
+        "mask_blur",
+        ("--mask-blur",),
+        _GIVEN,
+        "Soften the mask: standard deviation of a Gaussian in pixels.",
+        float,
+    ),
+    Setting(
+        "invert_mask",
+        ("--invert-mask/--no-invert-mask",),
+        _GIVEN,
+        "Change what is black instead.",
+        bool,
+    ),
+    Setting(
+        "only_masked",
+        ("--only-masked/--whole-picture",),
+        _GIVEN,
+        "Generate the masked part alone, at --width x --height, and put it back.",
+        bool,
+    ),
+    Setting(
+        "mask_padding",
+        ("--mask-padding",),
+        _GIVEN,
+        "Pixels around it that --only-masked shows the model [default: 32]",
+        int,
+    ),
+    Setting(
+        "mask_fill",
+        ("--mask-fill", "--masked-content"),
+        _GIVEN,
+        "What --strength below 1 starts from below the mask.",
+        click.Choice(["original", "blur", "noise", "nothing"]),
+    ),
+    Setting(
+        "differential",
+        ("--differential/--no-differential",),
+        _GIVEN,
+        "The mask's grey is the strength of each pixel.",
+        bool,
+    ),
+    Setting(
+        "outpaint",
+        ("--outpaint",),
+        _GIVEN,
+        "Extend --image by pixels on the left, right, top and bottom, or to a shape, and paint what is new.",
+        metavar="L,R,T,B|16:9",
+    ),
+    Setting(
         "depth",
         ("--depth",),
         _GIVEN,
@@ -261,10 +319,25 @@ SETTINGS: tuple[Setting, ...] = (
         metavar="PICTURE",
     ),
     Setting(
+        "references",
+        ("-r", "--reference", "--ref-image"),
+        _GIVEN,
+        "Picture that an editing model looks at; may be repeated.",
+        metavar="PICTURE",
+        multiple=True,
+    ),
+    Setting(
+        "resize_references",
+        ("--resize-references/--no-resize-references",),
+        _GIVEN,
+        "Bring them to a size that the model was trained with [default: yes]",
+        bool,
+    ),
+    Setting(
         "control_images",
         ("--control-image",),
         _GIVEN,
-        "What a --controlnet follows; once for each of them, in their order.",
+        "What a --controlnet, or the model itself, follows; once for each of them, in their order.",
         metavar="PICTURE",
         multiple=True,
     ),
@@ -329,6 +402,56 @@ SETTINGS: tuple[Setting, ...] = (
         "How given pictures are brought to size.",
         click.Choice(["crop", "stretch", "fill", "pad"]),
     ),
+    Setting(
+        "hires_scale",
+        ("--hires-scale", "--hires-upscale", "--hr-scale"),
+        _HIRES,
+        "After the picture, a pass that makes it so many times as wide and high.",
+        float,
+    ),
+    Setting(
+        "hires_width", ("--hires-width",), _HIRES, "Width of that pass, not --hires-scale.", int
+    ),
+    Setting("hires_height", ("--hires-height",), _HIRES, "Height of that pass.", int),
+    Setting(
+        "hires_upscaler",
+        ("--hires-upscaler",),
+        _HIRES,
+        "latent, latent-bicubic, latent-nearest-exact, ..., lanczos, nearest, or an upscaler's file.",
+        metavar="NAME|PATH",
+    ),
+    Setting(
+        "hires_strength",
+        ("--hires-strength", "--hires-denoising-strength"),
+        _HIRES,
+        "0..1, how much is made again.",
+        float,
+    ),
+    Setting("hires_steps", ("--hires-steps",), _HIRES, "Its steps [default: --steps]", int),
+    Setting(
+        "hires_sampler",
+        ("--hires-sampler",),
+        _HIRES,
+        "Its sampler [default: --sampler]",
+        metavar="NAME",
+    ),
+    Setting(
+        "hires_schedule",
+        ("--hires-schedule", "--hires-scheduler"),
+        _HIRES,
+        "Its schedule [default: --schedule]",
+        metavar="NAME",
+    ),
+    Setting(
+        "hires_guidance_scale",
+        ("--hires-cfg-scale", "--hires-guidance-scale"),
+        _HIRES,
+        "Its guidance [default: --cfg-scale]",
+        float,
+        "SCALE",
+    ),
+    Setting("hires_prompt", ("--hires-prompt",), _HIRES, "Its prompt [default: PROMPT]"),
+    Setting("hires_negative_prompt", ("--hires-negative-prompt",), _HIRES, "Its negative prompt."),
 )
 NOT_ON_A_COMMAND_LINE = {"conditioning", "latents", "loras"}
 """Options of the library that are arrays, and one that belongs to the model there."""

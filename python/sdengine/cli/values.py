@@ -42,6 +42,16 @@ def size(text: str) -> tuple[str, float]:
         raise click.BadParameter(f"{text!r} is not KEY=NUMBER.") from None
 
 
+def tiles(text: str) -> bool | int | dict[str, Any]:
+    """``on``, a number, or ``KEY=VALUE ...``."""
+    if text == "on":
+        return True
+    try:
+        return int(text) if text.isdecimal() else parse_record(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not on, SIZE, or KEY=VALUE ...") from None
+
+
 def guidance(text: str) -> tuple[str, Any]:
     """``KIND``, ``KIND NAME=VALUE ...`` or ``interval=START/END``, as a pair of kind and values."""
     kind, _, rest = text.strip().partition(" ")

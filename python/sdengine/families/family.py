@@ -6,13 +6,22 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sdengine.families.settings import Betas, Defaults, Flow, LatentFormat, Prediction
+from sdengine.families.naming import says, words
+from sdengine.families.settings import (
+    Betas,
+    Defaults,
+    Flow,
+    LatentFormat,
+    Prediction,
+    References,
+)
 from sdengine.keys import KeyTable
 
 Config = Mapping[str, Any]
 """Hyper-parameters of one network, as the native module takes them."""
-Task = Literal["text", "inpaint", "edit", "depth"]
-"""What the denoiser takes beside noisy latents: nothing, a mask and a picture, a picture, or depths."""
+Task = Literal["text", "inpaint", "edit", "depth", "control", "reference"]
+"""What the denoiser takes beside noisy latents: nothing, a mask and a picture, a picture to edit, depths, a picture to
+follow, or pictures to look at. What each reads is in `sdengine.picture_inputs`."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,8 @@ class Component:
     """Parameters (canonical names) that this family needs though the network is whole without."""
     optional: bool = False
     """A model works without it: a text encoder that is missing says nothing, in zeros."""
+    config: str = ""
+    """The component whose config.json tells about it too; its own by default."""
     ignored: tuple[str, ...] = ()
     """Patterns (``fnmatch``) of its names in files that have no use in this family."""
 
@@ -72,8 +83,12 @@ class Variant:
     """Fields of :class:`Defaults` that differ from the family's."""
     markers: tuple[str, ...] = ()
     """Tensors, all of which mark this variant where shapes do not tell it."""
+    names: tuple[str, ...] = ()
+    """Regular expressions over the words of a model's names, one of which marks it where tensors do not either."""
     latents: LatentFormat | None = None
     """Where they are not the family's."""
+    text: tuple[TextUse, ...] = ()
+    """How its text encoders are read, where that is not the family's way."""
     prediction: Prediction | None = None
     """What it predicts, where that is not what the family does."""
 
@@ -92,6 +107,22 @@ class PredictionTest:
     """The hyper-parameters for which the test holds."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Fields of :class:`Defaults` that differ for a member that predicts this."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How a text encoder with eyes sees the references that the denoiser looks at."""
+
+    component: str
+    """The vision encoder."""
+    layout: str
+    """Kind of tokenizer with the layout of prompts that have pictures."""
+    area: int
+    """Pixels that a picture is brought to."""
+
+
+CONTEXT = "context"
+"""The denoiser's input that every family has for its texts."""
 
 
 @dataclass(frozen=True)
@@ -114,17 +145,34 @@ class TextUse:
     tokens; a narrower one is filled up with zeros."""
     length: int | None = None
     """Tokens that a language model's prompts are padded to; None is the layout's."""
+    sight: Sight | None = None
+    """Of an encoder that sees pictures too."""
+    feeds: str = CONTEXT
+    """The denoiser's input that reads it. Those of :data:`CONTEXT` are joined; any other input has one encoder, and is
+    as wide as the denoiser's hyper-parameter of its name with ``_width`` behind it."""
+    masked: bool = False
+    """A language model does not see its padding, and the denoiser has an input of the name above with ``_mask`` behind
+    it: ``[N, tokens]``, 1 for a token of the text and 0 for padding."""
+    lower_case: bool = False
+    """A language model's texts are read in lower case, as those of its training were."""
+    trimmed: bool = False
+    """Padding is no part of a language model's context: every text has its own length, and what the denoiser does is
+    what it does with a mask over the padding."""
 
 
 @dataclass(frozen=True)
 class SizeConditioning:
-    """Numbers about the picture that the denoiser is told, behind the pooled text (SDXL, arXiv 2307.01952)."""
+    """Numbers about the picture that the denoiser is told (SDXL, arXiv 2307.01952)."""
 
     names: tuple[str, ...]
     """In order; of original_height, original_width, crop_top, crop_left, target_height,
     target_width, aesthetic_score."""
     width: int = 256
     """Of the sinusoid that each becomes."""
+    with_pooled: bool = True
+    """They stand behind the pooled text, as sinusoids. Else the denoiser reads them as they are: its input `sizes`."""
+    usual: Mapping[str, float] = field(default_factory=dict)
+    """What is said where the caller says nothing, if that is not the picture's own size."""
 
 
 @dataclass(frozen=True)
@@ -151,11 +199,28 @@ class Family:
     size_conditioning: SizeConditioning | None = None
     empty_negative_is_zeros: bool = False
     """An empty negative prompt is not encoded: context and pooled text are zeros (diffusers' SDXL)."""
+    usual_negative: str = ""
+    """What stands in the place of a negative prompt that is not given."""
+    token_norms: bool = False
+    """Guidance leaves the norms of the denoiser's tokens as they are for the prompt alone."""
     flow: Flow | None = None
     """Of families whose prediction is "flow"; their betas have no use."""
     prediction_test: PredictionTest | None = None
     patch: int = 1
     """Latents per token of the denoiser along each axis: sizes are multiples of it."""
+    mask_layout: Literal["shrunk", "folded"] = "shrunk"
+    """How members with the task "inpaint" read a mask: one value per latent, before the picture's; or the pixels of a
+    latent as channels, behind them."""
+    draws_kept_image: bool = False
+    """diffusers' inpainting pipeline draws for the image's latents though the run begins with noise alone."""
+    references: References | None = None
+    """How pictures to look at are brought to size; None for families that look at none."""
+    row_norms: bool = False
+    """Guidance leaves the norms of rows of latents as they are for the prompt alone."""
+    prompt_prefix: str = ""
+    """Stands before every prompt, and not before negative ones."""
+    pipelines: tuple[str, ...] = ()
+    """diffusers' pipelines whose folders hold this family, where its tensors are another one's too."""
     starts_from_noise: bool = True
     """False for models that only improve what another one made."""
     resolutions: tuple[tuple[int, int], ...] = ()
@@ -167,13 +232,21 @@ class Family:
         return {component.name: component for component in self.components}[name]
 
     def variant(
-        self, config: Config, tensors: Collection[str] = (), title: object = None
+        self,
+        config: Config,
+        tensors: Collection[str] = (),
+        title: object = None,
+        called: Collection[str] = (),
     ) -> Variant | None:
-        """The first variant that fits the denoiser's hyper-parameters and the file's tensors.
+        """The first variant that fits the denoiser's hyper-parameters, the file's tensors and the model's names.
 
-        A file that says the variant's `title` needs none of its markers.
+        A file that says the variant's `title` needs none of its markers and names.
         """
+
+        def marked(variant: Variant) -> bool:
+            if variant.names and not any(says(words(name), variant.names) for name in called):
+                return False
+            return all(marker in tensors for marker in variant.markers)
+
         fitting = (v for v in self.variants if v.shape.fits(config))
-        return next(
-            (v for v in fitting if v.title == title or all(m in tensors for m in v.markers)), None
-        )
+        return next((v for v in fitting if v.title == title or marked(v)), None)

@@ -16,7 +16,7 @@ from sdengine.families.sd1 import AUTOENCODER
 from sdengine.families.sd3 import DENOISER as SD3_DENOISER
 from sdengine.families.sd3 import TEXT_ENCODER_3
 from sdengine.families.sdxl import TEXT_ENCODER
-from sdengine.families.settings import Betas, Defaults, Flow, LatentFormat
+from sdengine.families.settings import Betas, Defaults, Flow, LatentFormat, References
 from sdengine.keys import flux
 
 DENOISER = replace(
@@ -40,6 +40,12 @@ TEXT_ENCODER_2: Component = replace(
         "",
     ),
 )
+# The sizes that Kontext was trained on (black-forest-labs/flux util.py), (width, height).
+_HALF = (
+    *((672, 1568), (688, 1504), (720, 1456), (752, 1392)),
+    *((800, 1328), (832, 1248), (880, 1184), (944, 1104)),
+)
+KONTEXT_SIZES = (*_HALF, (1024, 1024), *((width, height) for height, width in reversed(_HALF)))
 _OUT = {"out_channels": (16,), "pooled_width": (768,)}
 
 FLUX = Family(
@@ -60,7 +66,11 @@ FLUX = Family(
         TextUse("text_encoder_2", length=512),
     ),
     patch=2,
-    # Steps and guidance of Fill and of the control models: the examples of diffusers' pipelines.
+    mask_layout="folded",
+    draws_kept_image=True,
+    # dev's networks look at references too, though only Kontext was trained to.
+    references=References(KONTEXT_SIZES),
+    # Steps and guidance of Fill, Kontext and the control models: the examples of diffusers' pipelines.
     variants=(
         Variant(
             "FLUX.1 Fill",
@@ -71,8 +81,15 @@ FLUX = Family(
         Variant(
             "FLUX.1 Canny or Depth",
             Shape({"in_channels": (32,)}),
-            task="edit",
+            task="control",
             defaults={"steps": 50, "guidance": 30.0},
+        ),
+        Variant(
+            "FLUX.1 Kontext",
+            Shape({"in_channels": (16,)}),
+            task="reference",
+            defaults={"guidance": 2.5},
+            names=("kontext",),
         ),
         Variant("FLUX-mini", Shape({"layers": (5,), "single_layers": (10,)})),
     ),

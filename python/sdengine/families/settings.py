@@ -38,6 +38,8 @@ class Betas:
     end: float
     count: int = 1000
     """Number of training timesteps."""
+    steps_offset: int = 0
+    """What diffusers adds to timesteps with "leading" spacing."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,20 @@ class Flow:
 
 
 @dataclass(frozen=True)
+class References:
+    """How the pictures that an editing model looks at are brought to size."""
+
+    sizes: tuple[tuple[int, int], ...] = ()
+    """(width, height) of the training pictures: the one of nearest shape is taken."""
+    area: int = 1024 * 1024
+    """Pixels, where there are no such sizes: the picture keeps its shape."""
+    multiple: int = 16
+    """Both sides are multiples of it."""
+    most: int = 9
+    """Pictures that the network takes."""
+
+
+@dataclass(frozen=True)
 class Defaults:
     """What a model uses where the caller says nothing."""
 
@@ -77,3 +93,5 @@ class Defaults:
     """Training timesteps to visit, instead of the schedule's, when the steps are as many."""
     eta: float | None = None
     """Noise of the sampler; None is the sampler's own."""
+    shift: float | None = None
+    """Time shift of a flow model, the same for every size; None is the scheduler's."""

@@ -117,6 +117,7 @@ ADDITIONS: tuple[Signature, ...] = (
         )
     ),
     Signature("an IP-Adapter", ("ip_adapter.1.to_k_ip.weight",), advice=IMAGE_PROMPT_ADVICE),
+    Signature("FLUX.1 Redux", ("redux_up.weight",), advice=IMAGE_PROMPT_ADVICE),
     Signature(
         "a motion module (AnimateDiff)", ("*motion_modules.0.temporal_transformer.norm.weight",)
     ),
@@ -149,16 +150,34 @@ DENOISERS: tuple[Signature, ...] = (
     Signature("Stable Cascade", ("clf.1.weight",)),
     Signature("AuraFlow", ("double_layers.0.attn.w1q.weight",)),
     Signature("AuraFlow", ("joint_transformer_blocks.0.attn.add_k_proj.weight",)),
-    Signature("Hunyuan-DiT", ("mlp_t5.0.weight",)),
-    Signature("Hunyuan-DiT", ("text_embedding_padding", "time_extra_emb.*")),
     Signature("HunyuanVideo", ("txt_in.individual_token_refiner.blocks.0.norm1.weight",)),
     Signature("FLUX.2", ("double_stream_modulation_img.lin.weight",)),
-    Signature("Chroma", ("distilled_guidance_layer.*",)),
-    Signature("PixArt", ("t_block.1.weight",)),
+    Signature("FLUX.2", ("double_stream_modulation_img.linear.weight",)),
+    Signature("Ovis-Image", ("double_blocks.0.img_mlp.gate_proj.*",)),
+    Signature("Ovis-Image", ("context_embedder_norm.weight", "single_transformer_blocks.*")),
     Signature(
-        "PixArt", ("adaln_single.emb.timestep_embedder.linear_1.bias", "pos_embed.proj.bias")
+        "LongCat-Image",
+        ("txt_in.weight", "double_blocks.0.img_attn.qkv.weight"),
+        ("vector_in.in_layer.weight",),
+        sizes=(("txt_in.weight", 1, 3584),),
     ),
-    Signature("LTX-Video", ("adaln_single.emb.timestep_embedder.linear_1.bias",)),
+    Signature(
+        "LongCat-Image",
+        ("time_embed.timestep_embedder.linear_1.weight", "single_transformer_blocks.*"),
+        sizes=(("context_embedder.weight", 1, 3584),),
+    ),
+    Signature(
+        "BRIA 3", ("time_embed.timestep_embedder.linear_1.weight", "single_transformer_blocks.*")
+    ),
+    Signature("Chroma", ("distilled_guidance_layer.*",)),
+    Signature("PixArt with compressed keys", ("t_block.1.weight", "*.attn.sr.weight")),
+    Signature("PixArt with normed heads", ("t_block.1.weight", "*.attn.q_norm.weight")),
+    Signature(
+        "LTX-Video",
+        ("adaln_single.emb.timestep_embedder.linear_1.bias",),
+        ("pos_embed.proj.bias",),
+    ),
+    Signature("Sana", ("caption_norm.weight", "time_embed.emb.timestep_embedder.linear_1.bias")),
     Signature(
         "LTX-Video",
         (
@@ -167,24 +186,23 @@ DENOISERS: tuple[Signature, ...] = (
         ),
     ),
     Signature(
-        "Lumina-Image 2.0",
+        "Z-Image",
         ("cap_embedder.1.weight", "noise_refiner.0.attention.k_norm.weight"),
-        sizes=(("cap_embedder.1.weight", 0, 2304),),
+        sizes=(("cap_embedder.1.weight", 0, 3840),),
     ),
-    Signature("Z-Image", ("cap_embedder.1.weight", "noise_refiner.0.attention.k_norm.weight")),
+    Signature("Z-Image", ("all_x_embedder.2-1.weight",)),
     Signature("Lumina-Next", ("cap_embedder.0.weight", "layers.0.attention.wk_y.weight")),
     Signature("HiDream-I1", ("caption_projection.0.linear.weight",)),
     Signature("OmniGen2", ("ref_image_patch_embedder.*",)),
-    Signature(
-        "Lumina-Image 2.0",
-        ("time_caption_embed.*", "noise_refiner.0.attn.norm_q.weight"),
-    ),
     Signature("Lumina-Next", ("time_caption_embed.*", "pad_token")),
     Signature(
         "OmniGen", ("llm.layers.0.self_attn.qkv_proj.weight", "input_x_embedder.proj.weight")
     ),
     Signature("OmniGen", ("patch_embedding.input_image_proj.weight",)),
-    Signature("Qwen-Image", ("txt_norm.weight", "transformer_blocks.0.img_mod.1.weight")),
+    Signature(
+        "Qwen-Image-Layered",
+        ("txt_norm.weight", "time_text_embed.addition_t_embedding.weight"),
+    ),
     Signature("Wan video", ("blocks.0.self_attn.norm_q.weight", "head.modulation")),
     Signature("Stable Video Diffusion", ("middle_block.0.time_stack.in_layers.0.weight",)),
     Signature("Stable Video Diffusion", ("mid_block.attentions.0.temporal_transformer_blocks.*",)),

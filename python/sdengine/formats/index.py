@@ -34,11 +34,18 @@ class TensorEntry:
     nbytes: int
     strides: tuple[int, ...] | None = None
     """Elements between neighbours along each axis; None for a contiguous tensor."""
+    scale: float = 1.0
+    """What its values are to be multiplied with."""
 
     @property
     def elements(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def place(self) -> tuple[str, tuple[int, ...], Path, int, int, tuple[int, ...] | None]:
+        """What native code needs to read it: type, shape, path, offset, bytes, strides."""
+        return self.dtype, self.shape, self.path, self.offset, self.nbytes, self.strides
 
     def rows(self, start: int, count: int) -> TensorEntry:
         """The slice ``[start:start + count]`` along the first axis; no data is moved.
@@ -68,6 +75,26 @@ class TensorEntry:
             )
         offset = self.offset + dtype.nbytes(start * row)
         return replace(self, shape=shape, offset=offset, nbytes=dtype.nbytes(count * row))
+
+    def slice(self, axis: int, index: int) -> TensorEntry:
+        """One slice along an axis, which is left out of the shape; no data is moved.
+
+        A negative `index` counts from the end. Raises ParameterError if there is no such slice, or
+        if it would cut blocks of a quantized type.
+        """
+        dtype, count = DTYPES[self.dtype], self.shape[axis]
+        if not -count <= index < count or dtype.block_elements != 1:
+            raise ParameterError(
+                f"{self.name!r}: slice {index} along axis {axis} of {list(self.shape)} {self.dtype}"
+                " elements cannot be taken; choose another or an unquantized file"
+            )
+        strides = self.strides or contiguous_strides(self.shape)
+        offset = self.offset + index % count * strides[axis] * dtype.block_bytes
+        shape = (*self.shape[:axis], *self.shape[axis + 1 :])
+        strides = (*strides[:axis], *strides[axis + 1 :])
+        nbytes = strided_span(shape, strides) * dtype.block_bytes
+        own = None if is_contiguous(shape, strides) else strides
+        return replace(self, shape=shape, offset=offset, nbytes=nbytes, strides=own)
 
     def reshape(self, shape: Sequence[int]) -> TensorEntry:
         """The same elements under another shape.
@@ -105,6 +132,11 @@ class TensorIndex:
     component's name. Folder of one component: its config.json under ``config``."""
     folders: Mapping[str, Path] = field(default_factory=dict)
     """Diffusers folder: every component folder that exists, tokenizers included."""
+
+
+def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Elements between neighbours along each axis of a tensor in C order."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:

@@ -9,6 +9,7 @@ from sdengine.errors import ParameterError
 from sdengine.formats.files import kind_of, read_weights
 from sdengine.formats.folder import read_folder
 from sdengine.formats.index import TensorIndex
+from sdengine.formats.scaled import with_scales
 from sdengine.formats.sharded import read_sharded
 from sdengine.formats.source import open_source
 
@@ -28,15 +29,15 @@ def open_index(path: str | os.PathLike[str], *, variant: str | None = None) -> T
     try:
         absolute = Path(os.path.abspath(path))  # symbolic links stay: a hub cache is made of them
         if absolute.is_dir():
-            return read_folder(absolute, variant)
+            return with_scales(read_folder(absolute, variant))
         if variant is not None:
             raise ParameterError(
                 f"{absolute}: variant {variant!r} given; it applies to folders only"
             )
         with open_source(absolute) as source:
             if kind_of(source) != "json":
-                return read_weights(source)
-        return read_sharded(absolute)
+                return with_scales(read_weights(source))
+        return with_scales(read_sharded(absolute))
     except FileNotFoundError as error:
         missing = error.filename or path
         raise ParameterError(f"{missing}: no such file or folder; check the path") from None

@@ -75,8 +75,11 @@ def open_source(path: Path) -> Iterator[Source]:
         yield Source(path, file, size, file.read(_HEAD_BYTES))
 
 
-def parse_json_object(data: bytes, path: Path, what: str) -> dict[str, Any]:
-    """Strict JSON: UTF-8, one object, no key twice, no NaN. `what` names it in errors."""
+def parse_json_object(data: bytes, path: Path, what: str, infinite: bool = False) -> dict[str, Any]:
+    """Strict JSON: UTF-8, one object, no key twice, no NaN. `what` names it in errors.
+
+    With `infinite` a number may be Infinity, as diffusers writes it in scheduler configs.
+    """
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
@@ -84,7 +87,9 @@ def parse_json_object(data: bytes, path: Path, what: str) -> dict[str, Any]:
             raise ValueError("a key appears twice")
         return result
 
-    def no_constant(name: str) -> None:
+    def no_constant(name: str) -> float:
+        if infinite and name != "NaN":
+            return float(name)
         raise ValueError(f"{name} is not JSON")
 
     try:
@@ -107,4 +112,4 @@ def load_json_object(path: Path) -> dict[str, Any]:
             raise format_error(
                 path, f"{source.size} bytes", f"a JSON file of at most {_MAX_JSON_BYTES} bytes"
             )
-        return parse_json_object(source.read(0, source.size), path, "a JSON file")
+        return parse_json_object(source.read(0, source.size), path, "a JSON file", infinite=True)

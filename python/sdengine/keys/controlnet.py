@@ -42,6 +42,14 @@ UNION = KeyTable(
 )
 
 
+# The same as `convert` writes it: of the attention's three projections only the one that is read.
+UNION_VALUES = KeyTable(
+    name="diffusers (union, values only)",
+    rules=(Rule("", ""), Rule("task_embedding.weight", "task_embedding")),
+    markers=(*UNION.markers, "transformer_layes.0.attn.v_proj.weight"),
+)
+
+
 def _variables_in(names: Collection[str]) -> Variables:
     """The numbering of a file with these names (prefix stripped)."""
     hints = numbers_at(names, "input_hint_block.")

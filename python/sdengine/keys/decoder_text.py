@@ -173,3 +173,11 @@ TABLES: tuple[KeyTable, ...] = (
     LLAMA_CPP_LLAMA,
 )
 """Every dialect, in the order of search: what is left over among llama.cpp's is Llama's."""
+
+QWEN2: tuple[KeyTable, ...] = (
+    TRANSFORMERS_CAUSAL,
+    TRANSFORMERS_VISION,
+    TRANSFORMERS,
+    LLAMA_CPP_QWEN2,
+)
+"""The dialects in which Qwen 2, 2.5 and their members that see pictures are published."""

@@ -37,6 +37,10 @@ class Rule:
     kernel: bool = False
     """The file holds the matrix as a 1x1 kernel. Matters when writing; reading takes both."""
 
+    frame: int | None = None
+    """A kernel of the file may reach over time; the parameter is this slice of it, counted from the
+    end if negative. In a causal network the last one is what is left of it for a single picture."""
+
     @property
     def is_prefix(self) -> bool:
         """True if the rule renames a prefix and keeps what follows."""
@@ -78,6 +82,7 @@ class MappedName:
     part: tuple[int, int | None] | None = None
     transpose: bool = False
     kernel: bool = False
+    frame: int | None = None
 
 
 class NameMap:
@@ -116,7 +121,7 @@ class NameMap:
 def _translate(name: str, rules: dict[str, list[tuple[str, Rule]]]) -> list[MappedName]:
     for key, rest in _splits(name):
         found = [
-            MappedName(other + rest, rule.part, rule.transpose, rule.kernel)
+            MappedName(other + rest, rule.part, rule.transpose, rule.kernel, rule.frame)
             for other, rule in rules.get(key, ())
             if rule.is_prefix or not rest
         ]

@@ -24,6 +24,7 @@ PATTERNS: tuple[str, ...] = (
     "edm_mean",
     "edm_std",
     "edm_vpred.*",
+    "*__index_timestep_zero__",
     # The other half of the CLIP model that the text encoder is from; training state; picture
     # filters.
     "*.position_ids",
@@ -32,6 +33,10 @@ PATTERNS: tuple[str, ...] = (
     "safety_checker/*",
     "safety_checker.*",
     "global_step",
+    # A tokenizer, which is read as one.
+    "*spiece_model",
+    # What PixArt's training put in the place of a text.
+    "*y_embedder.y_embedding",
     # The estimator of depths beside the depth model, which is a model of its own.
     "depth_model.*",
 )

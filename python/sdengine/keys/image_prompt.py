@@ -1,4 +1,4 @@
-"""IP-Adapter names (tencent-ailab/IP-Adapter; canonical are diffusers'), and CLIP's vision half."""
+"""Names of image prompts: IP-Adapters (tencent-ailab/IP-Adapter; canonical are diffusers'), Redux, vision encoders."""
 
 from __future__ import annotations
 
@@ -41,6 +41,12 @@ RESAMPLER = KeyTable(
     variables_of=lambda config: {"i": range(config["layers"])},
 )
 
+REDUX = KeyTable(
+    name="Redux",
+    rules=(Rule("", ""),),
+    markers=("redux_up.weight", "redux_down.weight"),
+)
+
 VISION = KeyTable(
     name="transformers",
     rules=(
@@ -50,6 +56,19 @@ VISION = KeyTable(
     markers=("vision_model.embeddings.class_embedding", "visual_projection.weight"),
     ignored=("text_model.*", "text_projection.*", "logit_scale", "*position_ids"),
 )
+
+
+def _siglip(name: str, prefix: str) -> KeyTable:
+    return KeyTable(
+        name=name,
+        rules=(Rule("vision_model.", prefix),),
+        markers=(f"{prefix}embeddings.patch_embedding.bias", f"{prefix}post_layernorm.weight"),
+        ignored=(f"{prefix}head.*", "text_model.*", "logit_*", "*position_ids"),
+    )
+
+
+SIGLIP = _siglip("transformers", "vision_model.")
+SIGLIP_BARE = _siglip("transformers 5", "")
 
 
 def attention_table(config: Mapping[str, Any]) -> KeyTable:

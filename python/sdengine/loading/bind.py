@@ -28,6 +28,8 @@ class Binding:
     """Sliced and reshaped: its shape is the parameter's."""
     transpose: bool = False
     """The bytes hold the transpose of the matrix `entry.shape`."""
+    padding: int = 0
+    """The last columns of `entry.shape` that the bytes have not; they are zeros."""
 
 
 def bind(

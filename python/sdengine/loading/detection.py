@@ -9,6 +9,7 @@ from typing import Any
 
 from sdengine.errors import ParameterError, WeightsError
 from sdengine.families import FAMILIES, Component, Family, Variant
+from sdengine.families.naming import titles
 from sdengine.families.unsupported import ADAPTER_ADVICE, ADDITIONS, DENOISERS, UNETS, TensorNames
 from sdengine.formats import TensorIndex
 from sdengine.loading.locate import Located, locate
@@ -67,7 +68,7 @@ def detect(index: TensorIndex, family: str | None = None) -> Detection:
     known = next((s for s in DENOISERS if s.fits(names)), None)
     if known is not None:
         return _unsupported(known.title, known.advice)
-    wanted = family or index.metadata.get("sdengine.family")
+    wanted = family or index.metadata.get("sdengine.family") or _of_pipeline(index)
     families = [f for f in FAMILIES if f.name == wanted] or list(FAMILIES)
     strangers: list[tuple[Family, dict[str, Any]]] = []
     parts = _Parts(index)
@@ -82,13 +83,26 @@ def detect(index: TensorIndex, family: str | None = None) -> Detection:
             return _unsupported(relative.title, "", components)
         if candidate.shape.fits(config):
             stored = index.metadata.get("sdengine.variant")
-            variant = candidate.variant(config, index.tensors.keys(), stored)
+            variant = candidate.variant(config, index.tensors.keys(), stored, _names(index))
             title = variant.title if variant else candidate.title
             return Detection(title, candidate, variant, components, {candidate.denoiser: config})
         strangers.append((candidate, config))
     if strangers:
         return _stranger(strangers, parts)
     return _without_denoiser(parts)
+
+
+def _names(index: TensorIndex) -> list[str]:
+    """What the model is called: its file, its metadata, the pipeline that diffusers runs it with."""
+    pipeline = index.configs.get("model_index", {}).get("_class_name")
+    called = [index.path.stem if index.path.is_file() else index.path.name, *titles(index.metadata)]
+    return [*called, pipeline] if isinstance(pipeline, str) else called
+
+
+def _of_pipeline(index: TensorIndex) -> str | None:
+    """The family that a diffusers folder's pipeline is for, where its tensors alone do not tell."""
+    pipeline = index.configs.get("model_index", {}).get("_class_name")
+    return next((f.name for f in FAMILIES if pipeline in f.pipelines), None)
 
 
 class _Parts:
@@ -151,7 +165,8 @@ def config_of(located: Located, family: Family) -> dict[str, Any]:
     index, name = located.index, located.component.name
     network = NETWORKS[located.component.kind]
     shapes = Shapes({canonical: source.shape for canonical, source in located.sources.items()})
-    beside = index.configs.get(name) or index.configs.get("config")
+    told_by = located.component.config or name
+    beside = index.configs.get(told_by) or index.configs.get("config")
     try:
         config = {**network.from_shapes(shapes, family), **located.component.known}
         if beside is not None:
@@ -230,12 +245,16 @@ _CLIP_WIDTHS = {
     1024: "an OpenCLIP ViT-H text encoder",
     1280: "an OpenCLIP ViT-bigG text encoder",
 }
+_T5_WORDS = {250112: "an mT5 text encoder", 256384: "a UMT5 text encoder"}
 
 
 def _title(located: Located) -> str:
-    """A part in words. The encoders of CLIP have the same names, and are told by their width."""
+    """A part in words. The encoders of CLIP have the same names, and are told by their width; T5's by their words."""
     if located.component.kind == "decoder_text" and "ChatGLM" not in located.table.name:
         return "a language model"
+    if located.component.kind == "t5_text":
+        words = located.sources["shared.weight"].shape[:1]
+        return _T5_WORDS.get(sum(words), located.component.title)
     if located.component.kind != "clip_text":
         return located.component.title
     norm = located.sources.get("text_model.final_layer_norm.weight")

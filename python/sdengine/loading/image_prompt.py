@@ -1,4 +1,4 @@
-"""From the path of an IP-Adapter to all that is needed to run it in a model."""
+"""From the path of an image prompt (IP-Adapter, FLUX.1 Redux) to all that is needed to run it in a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeAlias
 from sdengine import _core
 from sdengine.errors import ParameterError, UnsupportedModelError, WeightsError
 from sdengine.families import Component
-from sdengine.families.control import IMAGE_ENCODER, IMAGE_PROMPT
+from sdengine.families.control import IMAGE_ENCODER, IMAGE_PROMPT, SIGLIP_ENCODER
 from sdengine.formats import TensorIndex, open_index
 from sdengine.keys.image_prompt import attention_table
 from sdengine.loading.bind import bind
@@ -20,34 +20,43 @@ from sdengine.loading.plan import ComponentPlan, ModelPlan
 
 AnyPath: TypeAlias = "str | PathLike[str]"
 
+_TRAINED = {
+    "clip_vision": "OpenCLIP ViT-H/14, or ViT-bigG/14 for the first one for SDXL",
+    "siglip_vision": "SigLIP SO400M, patches of 14, pictures of 384",
+}
 # Where tencent-ailab/IP-Adapter's folders keep the encoders that belong to a file.
 _ENCODERS = ("image_encoder", "../image_encoder", "../models/image_encoder")
 
 
 @dataclass(frozen=True)
 class ImagePromptPlan:
-    """An IP-Adapter and what it reads pictures with."""
+    """An image prompt and what it reads pictures with."""
 
     projection: ComponentPlan
     encoder: ComponentPlan
     denoiser: ComponentPlan
-    """The model's, with the adapter's projections in its cross-attentions."""
+    """The model's; with an IP-Adapter's projections in its cross-attentions."""
 
     @property
     def is_plus(self) -> bool:
         """It reads all patches of a picture, not its embedding."""
         return self.projection.kind == "image_resampler"
 
+    @property
+    def is_context(self) -> bool:
+        """Its tokens stand behind the text's (Redux)."""
+        return self.projection.kind == "redux_projection"
+
 
 def plan_image_prompt(
     path: AnyPath, model: ModelPlan, encoder: AnyPath | None = None
 ) -> ImagePromptPlan:
-    """Find out where every parameter of an IP-Adapter lies.
+    """Find out where every parameter of an image prompt lies.
 
     Args:
-        path: the adapter's file.
-        model: the model whose cross-attentions are to read it.
-        encoder: a file or folder with the CLIP vision encoder; None looks beside the adapter.
+        path: the file, or a diffusers folder of Redux.
+        model: the model that is to read it.
+        encoder: a file or folder with the vision encoder; None looks inside, and beside it.
 
     Raises:
         ParameterError: the file holds no IP-Adapter, or one for other models, or there is no encoder.
@@ -63,16 +72,19 @@ def plan_image_prompt(
                 f"{index.path} is an IP-Adapter of a kind that is not supported (FaceID, full face);"
                 " supported are base and plus"
             )
-        raise ParameterError(f"{index.path} holds no IP-Adapter: this is {detect(index).title}")
-    denoiser = _with_adapter(index, model)
-    width = denoiser.config["cross_attention_dim"]
+        raise ParameterError(
+            f"{index.path} holds no IP-Adapter and no Redux: this is {detect(index).title}"
+        )
+    prepared = _for_redux if projection.kind == "redux_projection" else _with_adapter
+    denoiser = prepared(index, model)
+    width = model.context_width
     if projection.config["width"] != width:
         raise ParameterError(
-            f"{index.path} is {IMAGE_PROMPT.title} for other models than {model.title}: its tokens"
-            f" are {projection.config['width']} wide, expected {width}"
+            f"{index.path} is {IMAGE_PROMPT.of_kind(projection.kind).title} for other models than"
+            f" {model.title}: its tokens are {projection.config['width']} wide, expected {width}"
         )
-    vision = _encoder(index.path, encoder, model)
-    features = "hidden_size" if projection.kind == "image_resampler" else "projection_dim"
+    vision = _encoder(index, encoder, model, projection.kind)
+    features = "projection_dim" if projection.kind == "image_projection" else "hidden_size"
     if vision.config[features] != projection.config["features_dim"]:
         raise ParameterError(
             f"{vision.path} is not the image encoder of {index.path}: {features} is"
@@ -109,18 +121,35 @@ def _with_adapter(index: TensorIndex, model: ModelPlan) -> ComponentPlan:
     return replace(denoiser, config=config, bindings=(*denoiser.bindings, *bindings))
 
 
-def _encoder(adapter: Path, given: AnyPath | None, model: ModelPlan) -> ComponentPlan:
-    places = [Path(given)] if given is not None else [adapter.parent / at for at in _ENCODERS]
+def _for_redux(index: TensorIndex, model: ModelPlan) -> ComponentPlan:
+    denoiser = model.components[model.family.denoiser]
+    if denoiser.kind != "flux":
+        raise ParameterError(f"{index.path}: {model.title} takes no Redux; FLUX.1 does")
+    return denoiser
+
+
+def _encoder(
+    prompt: TensorIndex, given: AnyPath | None, model: ModelPlan, kind: str
+) -> ComponentPlan:
+    """The vision encoder of an image prompt whose projection is of that kind."""
+    wanted = SIGLIP_ENCODER if kind == "redux_projection" else IMAGE_ENCODER
+    if given is None and prompt.path.is_dir():
+        plan = _planned(prompt, wanted, model)
+        if plan is not None:
+            return plan
+    places = [Path(given)] if given is not None else [prompt.path.parent / at for at in _ENCODERS]
     for place in places:
         if given is None and not place.is_dir():
             continue
         index = open_index(place)
-        plan = _planned(index, IMAGE_ENCODER, model)
+        plan = _planned(index, wanted, model)
         if plan is not None:
             return plan
         if given is not None:
-            raise ParameterError(f"{index.path} holds no CLIP vision encoder with a projection")
+            raise ParameterError(
+                f"{index.path} does not hold {wanted.title}; this is {detect(index).title}"
+            )
     raise ParameterError(
-        f"{adapter} needs the CLIP vision encoder that it was trained with (OpenCLIP ViT-H/14, or"
-        " ViT-bigG/14 for the first one for SDXL): give its file or folder with image_encoder="
+        f"{prompt.path} needs {wanted.title}, the one that it was trained with ({_TRAINED[wanted.kind]}):"
+        " give its file or folder with image_encoder="
     )

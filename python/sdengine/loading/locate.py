@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 
-from sdengine.errors import WeightsError
+from sdengine.errors import ParameterError, WeightsError
 from sdengine.families import Component
 from sdengine.formats import TensorEntry, TensorIndex
 from sdengine.keys import KeyTable, MappedName, NameMap
+
+_KERNEL_OVER_TIME, _TIME = 5, 2  # axes: out, in, frames, height, width
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,19 @@ class Located:
                     f"{self.index.path}: {found[mapped.name].name!r} and {name!r} are both"
                     f" {mapped.name!r}; expected one of them. The file was merged wrongly"
                 )
-            found[mapped.name] = Source(name, self.entries[name], mapped.part, mapped.transpose)
+            entry = self.entries[name] if mapped.frame is None else self._frame(name, mapped.frame)
+            found[mapped.name] = Source(name, entry, mapped.part, mapped.transpose)
         return found
+
+    def _frame(self, name: str, frame: int) -> TensorEntry:
+        """A slice over time of a kernel that has them."""
+        entry = self.entries[name]
+        if len(entry.shape) != _KERNEL_OVER_TIME:
+            return entry
+        try:
+            return entry.slice(_TIME, frame)
+        except ParameterError as error:
+            raise WeightsError(f"{self.index.path}: {error}") from None
 
     def _translated(self) -> Iterator[tuple[str, MappedName]]:
         for name in self.entries:

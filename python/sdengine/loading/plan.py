@@ -152,7 +152,7 @@ def plan_model(
     return ModelPlan(
         path=index.path,
         title=found.title,
-        family=_as_published(found.family, index),
+        family=_as_published(found, index),
         task=found.variant.task if found.variant else "text",
         components=components,
         tokenizers=tokenizers,
@@ -164,12 +164,50 @@ def plan_model(
     )
 
 
+def plan_preview_vae(plan: ModelPlan, vae: Autoencoders) -> ComponentPlan:
+    """The tiny autoencoder that draws previews of a model.
+
+    Args:
+        plan: of the model.
+        vae: its file or folder, or the encoder file and the decoder file.
+
+    Raises:
+        ParameterError: it is no tiny autoencoder, or one for other latents.
+        WeightsError: a parameter is missing or does not fit.
+        FormatError: a file is damaged.
+    """
+    located = _replacements(plan.family, vae)["vae"]
+    if located.component.kind != "autoencoder_tiny":
+        raise ParameterError(
+            f"{located.index.path} is no tiny autoencoder (TAESD); previews with the model's own are"
+            " the method 'full', and vae= replaces that"
+        )
+    family = replace(plan.family, latents=plan.latents)
+    part, _ = _component(located, family, config_of(located, family))
+    found = part.config["latent_channels"], 2 ** (len(part.config["block_out_channels"]) - 1)
+    if found != (plan.latents.channels, plan.latents.factor):
+        raise ParameterError(
+            f"{part.path} reads latents of {found[0]} channels and 1/{found[1]} of the size;"
+            f" {plan.title} makes {plan.latents.channels} channels and 1/{plan.latents.factor}: it belongs"
+            " to another model"
+        )
+    return part
+
+
 def _plan_component(located: Located, found: Detection) -> tuple[ComponentPlan, tuple[str, ...]]:
     assert found.family is not None
-    component, family = located.component, found.family
+    family = found.family
     if found.variant is not None and found.variant.latents is not None:
         family = replace(family, latents=found.variant.latents)
-    config = found.configs.get(component.name) or config_of(located, family)
+    config = found.configs.get(located.component.name) or config_of(located, family)
+    return _component(located, family, config)
+
+
+def _component(
+    located: Located, family: Family, config: dict[str, Any]
+) -> tuple[ComponentPlan, tuple[str, ...]]:
+    """A component with its bindings, and the tensors that nothing uses."""
+    component = located.component
     for name in component.required:
         if name not in located.sources:
             raise WeightsError(
@@ -194,8 +232,12 @@ def _replacements(family: Family, vae: Autoencoders | None) -> dict[str, Located
     return {"vae": located}
 
 
-def _as_published(family: Family, index: TensorIndex) -> Family:
-    """The family, with what a pipeline's model_index.json or ``convert`` says about it."""
+def _as_published(found: Detection, index: TensorIndex) -> Family:
+    """The family, with what its variant, a pipeline's model_index.json or ``convert`` says about it."""
+    assert found.family is not None
+    family = found.family
+    if found.variant is not None and found.variant.text:
+        family = replace(family, text=found.variant.text)
     stored = index.metadata.get("sdengine.empty_negative_is_zeros")
     zeros = index.configs.get("model_index", {}).get("force_zeros_for_empty_prompt", stored)
     if type(zeros) is not bool or zeros == family.empty_negative_is_zeros:

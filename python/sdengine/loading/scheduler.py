@@ -28,6 +28,8 @@ class SchedulerSettings:
     """The publisher's step schedule, or what comes nearest; None leaves it to the family."""
     spacing: str | None = None
     """How diffusers spaces the timesteps: "leading", "linspace" or "trailing"."""
+    multistep: bool = False
+    """The spacing is that of diffusers' multistep solvers, which leave out a last timestep."""
     steps_offset: int = 0
     """What diffusers adds to timesteps with "leading" spacing."""
     shift: float | None = None
@@ -59,7 +61,10 @@ class SchedulerSettings:
     def of_family(cls, family: Family) -> SchedulerSettings:
         """What the family says."""
         betas: Betas = family.betas
-        settings = cls(family.prediction, betas.kind, betas.start, betas.end, betas.count)
+        settings = cls(
+            *(family.prediction, betas.kind, betas.start, betas.end, betas.count),
+            steps_offset=betas.steps_offset,
+        )
         flow = family.flow
         if flow is None:
             return settings
@@ -131,6 +136,12 @@ _SIGMAS: Mapping[str, str] = {
 }
 # Where the config is silent about the spacing (the defaults of diffusers' classes).
 _LEADING = {"PNDMScheduler", "DDIMScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler"}
+# Solvers that space one timestep more than there are steps.
+_MULTISTEP = {
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler",
+}
 # Distilled models know 50 timesteps.
 _DISTILLED = {"LCMScheduler", "TCDScheduler"}
 
@@ -194,6 +205,7 @@ def _of_betas(
         rescale_zero_snr=config.get("rescale_betas_zero_snr") is True,
         schedule=_converted(config) or ("lcm" if name in _DISTILLED else spacing),
         spacing=spacing,
+        multistep=name in _MULTISTEP,
         steps_offset=int(_number(config, "steps_offset", 0)),
         shift=_number(config, "shift", 1.0) if "shift" in config else None,
     )

@@ -87,17 +87,18 @@ def _edm_velocity(index: TensorIndex) -> dict[str, Any]:
         for name in ("sigma_min", "sigma_max")
         if f"edm_vpred.{name}" in index.tensors
     }
-    return {**_EDM_VELOCITY, **{name: _values(entry)[0] for name, entry in given.items()}}
+    return {**_EDM_VELOCITY, **{name: read_values(entry)[0] for name, entry in given.items()}}
 
 
 def _deviates(test: PredictionTest | None, config: Config, bindings: Iterable[Binding]) -> bool:
     if test is None or not test.shape.fits(config):
         return False
     entry = next((b.entry for b in bindings if b.name == test.parameter), None)
-    return entry is not None and pstdev(_values(entry)) > test.deviation
+    return entry is not None and pstdev(read_values(entry)) > test.deviation
 
 
-def _values(entry: TensorEntry) -> list[float]:
+def read_values(entry: TensorEntry) -> list[float]:
+    """The values of a small tensor."""
     return _core.read_values(
         entry.dtype,
         list(entry.shape),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdengine.errors import TokenizerError
-from sdengine.formats import TensorIndex
+from sdengine.formats import TensorEntry, TensorIndex
 from sdengine.tokenizers import (
     ClipTokenizer,
     JsonTokenizer,
@@ -20,13 +20,36 @@ from sdengine.tokenizers import (
     from_text_fields,
     load_clip_tokenizer,
     load_text_tokenizer,
+    text_tokenizer_from_gguf,
 )
-from sdengine.tokenizers.padding import CHATGLM3, T5
+from sdengine.tokenizers.hub_cache import find_published
+from sdengine.tokenizers.padding import (
+    BERT,
+    CHATGLM3,
+    GEMMA,
+    MT5,
+    QWEN_IMAGE,
+    QWEN_IMAGE_EDIT,
+    QWEN_IMAGE_EDIT_PLUS,
+    T5,
+)
 
 _FIELDS = "sdengine.tokenizer."
+_OF_LLAMA_CPP = "tokenizer.ggml."
 CLIP = "clip"
-LAYOUTS: Mapping[str, PromptFormat] = {"chatglm": CHATGLM3, "t5": T5}
+LAYOUTS: Mapping[str, PromptFormat] = {
+    "bert": BERT,
+    "chatglm": CHATGLM3,
+    "gemma": GEMMA,
+    "mt5": MT5,
+    "qwen_image": QWEN_IMAGE,
+    "qwen_image_edit": QWEN_IMAGE_EDIT,
+    "qwen_image_edit_plus": QWEN_IMAGE_EDIT_PLUS,
+    "t5": T5,
+}
 """Kind of tokenizer of a language model -> how its prompts are laid out."""
+_INSIDE = "spiece_model"
+_MOST_BYTES = 1 << 27
 _JSON, _VOCABULARY, _MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 
 
@@ -44,6 +67,8 @@ class TokenizerSource:
     """The metadata of the GGUF that carries it."""
     kind: str = CLIP
     """:data:`CLIP`, or a key of :data:`LAYOUTS`."""
+    entry: TensorEntry | None = None
+    """The tensor whose bytes are a SentencePiece model, as ComfyUI keeps it beside a text encoder."""
 
     def open(self, download: bool = True) -> ClipTokenizer:
         """Read it.
@@ -81,10 +106,14 @@ class TokenizerSource:
         if self.path is None:
             raise TokenizerError(
                 f"the {self.encoder} needs the tokenizer that it was published with, and there is"
-                " none beside it: put its folder there under the name 'tokenizer'"
+                f" none in its file or beside it: give tokenizer={{{self.encoder!r}: its folder}}, or"
+                " put its folder there under the name 'tokenizer'"
             )
         if self.fields is not None:
-            tokenizer = from_text_fields(self.fields)[self.encoder]
+            tokenizer = _in_fields(self.fields, self.encoder)
+        elif self.entry is not None:
+            content = _bytes_of(self.entry)
+            tokenizer = SentencePieceTokenizer(content, LAYOUTS[self.kind].added)
         else:
             tokenizer = load_text_tokenizer(self.path, LAYOUTS[self.kind].added)
         if tokenizer.vocab_size > self.vocab_size:
@@ -94,6 +123,14 @@ class TokenizerSource:
                 " published with"
             )
         return tokenizer
+
+
+def _in_fields(fields: Mapping[str, Any], encoder: str) -> JsonTokenizer | SentencePieceTokenizer:
+    """The tokenizer that ``convert`` stored in a GGUF, or that llama.cpp's converter did."""
+    stored = from_text_fields(fields)
+    found = stored[encoder] if encoder in stored else text_tokenizer_from_gguf(fields)
+    assert found is not None  # find_tokenizer saw it
+    return found
 
 
 def find_tokenizer(
@@ -116,10 +153,36 @@ def find_tokenizer(
     for index in (encoder_index, model):
         if any(key.startswith(f"{_FIELDS}{group}.{encoder}.") for key in index.metadata):
             return TokenizerSource(encoder, vocab_size, index.path, index.metadata, kind)
+    if kind != CLIP and f"{_OF_LLAMA_CPP}model" in encoder_index.metadata:
+        metadata = encoder_index.metadata
+        return TokenizerSource(encoder, vocab_size, encoder_index.path, metadata, kind)
+    for index in (encoder_index, model):
+        # BERT's words are no SentencePiece model; the one in its file is another encoder's.
+        entry = None if kind in (CLIP, "bert") else _inside(index)
+        if entry is not None:
+            return TokenizerSource(encoder, vocab_size, index.path, kind=kind, entry=entry)
     places = (p for index in (encoder_index, model) for p in _places(encoder, index))
     holds = _holds_tokenizer if kind == CLIP else _holds_text_tokenizer
     path = next((place for place in places if holds(place)), None)
+    if path is None and kind != CLIP:
+        path = find_published(LAYOUTS[kind].published)
     return TokenizerSource(encoder, vocab_size, path, kind=kind)
+
+
+def _inside(index: TensorIndex) -> TensorEntry | None:
+    """The tensor of a file that is a tokenizer."""
+    return next((t for n, t in index.tensors.items() if n.split(".")[-1] == _INSIDE), None)
+
+
+def _bytes_of(entry: TensorEntry) -> bytes:
+    if entry.dtype not in ("u8", "i8") or entry.strides is not None:
+        raise TokenizerError(
+            f"{entry.path}: {entry.name!r} is {entry.dtype}; expected the bytes of a SentencePiece"
+            " model. Give the text encoder's own tokenizer"
+        )
+    with open(entry.path, "rb") as file:
+        file.seek(entry.offset)
+        return file.read(min(entry.nbytes, _MOST_BYTES))
 
 
 def _places(encoder: str, index: TensorIndex) -> Iterator[Path]:

@@ -93,9 +93,18 @@ DEFAULT_RULES: tuple[TypeRule, ...] = (
     ),
     # As in city96's files of SD3 and FLUX.1.
     TypeRule("transformer.*_embedder.*", "f16", "few values, through which everything passes"),
+    TypeRule("transformer.img_in.*", "f16", "few values, through which the whole picture passes"),
+    TypeRule("transformer.txt_in.*", "f16", "few values, through which the whole prompt passes"),
     TypeRule("transformer.pos_embed.*", "f16", "positions are looked up, not averaged over a sum"),
     TypeRule("transformer.norm_out.*", "f16", "few values, through which everything passes"),
+    # PixArt's modulation, of all blocks and of each.
+    TypeRule("transformer.adaln_single.*", "f16", "few values, which act on every token"),
+    TypeRule("transformer.*scale_shift_table", "f16", "few values, which act on every token"),
     TypeRule("transformer.proj_out.*", "f16", "few values, through which everything passes"),
+    # Hunyuan-DiT's pooled text and padding, and BERT's embeddings.
+    TypeRule("transformer.*.pooler.*", "f16", "few values, through which the whole prompt passes"),
+    TypeRule("transformer.text_embedding_padding", "f16", "looked up, not averaged over a sum"),
+    TypeRule("*_embeddings.*", "f16", "embeddings are looked up, not averaged over a long sum"),
     TypeRule("kind:kernel", "q8_0", "convolutions lose far more than attention below 8 bits"),
 )
 """Asked after the caller's rules; the first match decides. Everything else gets the file's type."""

@@ -11,7 +11,7 @@ from sdengine.prompt.emphasis import Segment, literal
 from sdengine.prompt.learned import LearnedWords
 from sdengine.prompt.limits import MAX_PROMPT_CHARACTERS, MAX_WEIGHT
 from sdengine.prompt.scheduling import schedule
-from sdengine.prompt.script import Part, Phase, Script, Text, write_script
+from sdengine.prompt.script import Part, Phase, Script, Text, with_prefix, write_script
 from sdengine.prompt.tags import LoraTag, Subprompt, extract_loras, split_and
 from sdengine.prompt.weighting import (
     RULES,
@@ -49,5 +49,6 @@ __all__ = [
     "parse",
     "schedule",
     "split_and",
+    "with_prefix",
     "write_script",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sdengine.errors import ParameterError
 from sdengine.prompt.limits import MAX_SIDES
@@ -12,6 +12,12 @@ from sdengine.prompt.tags import LoraTag, extract_loras, split_and
 
 Text = tuple[str, ...]
 """One text per text encoder. An empty tuple is no text at all (zeros)."""
+
+
+def with_prefix(text: Text, prefix: str) -> Text:
+    """What every encoder reads, behind a prefix."""
+    return tuple(prefix + entry for entry in text) if prefix else text
+
 
 NOTATED = ("a1111",)
 """Weighting rules whose notation has schedules and ``AND``; for the others these are plain words."""
@@ -23,6 +29,10 @@ class Part:
 
     texts: tuple[Text, ...]
     weight: float = 1.0
+
+    def prefixed(self, prefix: str) -> Part:
+        """The same with a text before every prompt."""
+        return replace(self, texts=tuple(with_prefix(text, prefix) for text in self.texts))
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,14 @@ class Script:
         """True if prompts are weighed against the negative one, whatever the scale of guidance."""
         weights = [[part.weight for part in phase.parts] for phase in self.phases]
         return any(found != [1.0] for found in weights)
+
+    def prefixed(self, prefix: str) -> Script:
+        """The same with a text before every prompt; the negative ones stay as they are."""
+        phases = tuple(
+            replace(phase, parts=tuple(part.prefixed(prefix) for part in phase.parts))
+            for phase in self.phases
+        )
+        return replace(self, phases=phases)
 
     def texts(self, negatives: bool = True) -> list[Text]:
         """Every text that has to be encoded, once; with or without the negative ones."""

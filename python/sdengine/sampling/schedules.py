@@ -146,11 +146,14 @@ class PartialRun(NamedTuple):
 def partial_run(
     steps: int,
     strength: float,
-    convention: Literal["diffusers", "comfyui", "a1111", "a1111-exact"] = "diffusers",
+    convention: Literal[
+        "diffusers", "diffusers-flow", "comfyui", "a1111", "a1111-exact"
+    ] = "diffusers",
 ) -> PartialRun:
     """What a run from a noised picture does, in the conventions of other programs.
 
-    ``diffusers`` keeps the last ``min(floor(steps * strength), steps)``. ``comfyui`` makes a longer schedule of
+    ``diffusers`` keeps the last ``min(floor(steps * strength), steps)``, and in its pipelines of flow models
+    (``diffusers-flow``) the last ``ceil(steps * strength)``. ``comfyui`` makes a longer schedule of
     ``floor(steps / strength)`` and keeps `steps`. ``a1111`` keeps ``floor(min(strength, 0.999) * steps) + 1``, and
     ``a1111-exact`` (its option to do exactly the steps) keeps `steps` of ``floor(steps / min(strength, 0.999))``.
 
@@ -169,6 +172,8 @@ def partial_run(
     most = min(strength, 0.999)
     if convention == "diffusers":
         run = PartialRun(steps, min(int(steps * strength), steps))
+    elif convention == "diffusers-flow":  # with the rounding errors that its pipelines make
+        run = PartialRun(steps, steps - int(max(steps - steps * strength, 0)))
     elif convention == "a1111":
         run = PartialRun(steps, int(most * steps) + 1)
     elif convention in ("comfyui", "a1111-exact"):
@@ -182,7 +187,7 @@ def partial_run(
         run = PartialRun(int(steps / part), steps)
     else:
         raise ParameterError(
-            f"a convention is diffusers, comfyui, a1111 or a1111-exact, not {convention!r}"
+            f"a convention is diffusers, diffusers-flow, comfyui, a1111 or a1111-exact, not {convention!r}"
         )
     if run.kept < 1:
         raise ParameterError(

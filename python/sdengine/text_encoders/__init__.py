@@ -3,6 +3,7 @@
 from sdengine.text_encoders.base import MAX_BATCH, EncodedText, Encoder, Text
 from sdengine.text_encoders.clip import ClipEncoder
 from sdengine.text_encoders.language import AbsentEncoder, LanguageModelEncoder
+from sdengine.text_encoders.sight import Eyes
 from sdengine.text_encoders.together import TextEncoders
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "ClipEncoder",
     "EncodedText",
     "Encoder",
+    "Eyes",
     "LanguageModelEncoder",
     "Text",
     "TextEncoders",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -26,10 +26,13 @@ class EncodedText:
     Attributes:
         context: float32 ``[tokens, width]``; several encoders side by side.
         pooled: float32 ``[width]``, the whole text as one vector; None where the family reads none.
+        inputs: further inputs of the denoiser by name: contexts of their own, masks of padding; of a single encoder its
+            `mask`, float32 ``[tokens]``.
     """
 
     context: Array
     pooled: Array | None = None
+    inputs: Mapping[str, Array] = field(default_factory=dict)
 
 
 class Reading(Protocol):
@@ -66,4 +69,4 @@ class Encoder(Protocol[R]):
         weighting: str,
         cancel: _core.CancelToken | None,
     ) -> list[EncodedText]:
-        """Texts of equal length as the denoiser reads them."""
+        """Texts of equal numbers of chunks as the denoiser reads them; their contexts may differ in length."""

@@ -22,6 +22,27 @@ COMFYUI_KEEPS_WHOLE = 8
 """ComfyUI does not cut a stretch of fewer tokens than this at the end of a chunk."""
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """The learned words of an encoder: their vectors behind the tokens' own, and which are whose."""
+
+    vectors: Array | None = None
+    """float32 ``[n, width]``."""
+    ids: Mapping[str, list[int]] = field(default_factory=dict)
+    words: prompt.LearnedWords | None = None
+
+    def with_word(self, name: str, vectors: Array | None, first: int) -> Vocabulary:
+        """The same and one word more, whose vectors count from `first` where there were none before."""
+        known = self.vectors
+        # Rows stay where they are, for a prompt that was read before may be encoded after this.
+        first += 0 if known is None else len(known)
+        count = 0 if vectors is None else len(vectors)
+        if vectors is not None:
+            known = vectors if known is None else np.concatenate([known, vectors])
+        ids = {**self.ids, name.lower(): [*range(first, first + count)]}
+        return Vocabulary(known, ids, prompt.LearnedWords(ids))
+
+
 @dataclass
 class ClipReading:
     """Chunks of tokens; compel's rule mixes several versions of a text, by their shares."""
@@ -61,14 +82,17 @@ class ClipEncoder:
         self.network = _core.Network(
             plan.kind, dict(plan.config), make_store(plan, weight_type), device
         )
-        self._learned: Array | None = None
-        self._learned_ids: dict[str, list[int]] = {}
-        self._words: prompt.LearnedWords | None = None
+        self.vocabulary = Vocabulary()
 
     @property
     def width(self) -> int:
         """Of its token vectors."""
         return int(self.config["hidden_size"])
+
+    @property
+    def learned(self) -> Array | None:
+        """The vectors of its learned words, ``[n, width]``; None where there are none."""
+        return self.vocabulary.vectors
 
     def learn(self, name: str, vectors: Array | None) -> None:
         """Let prompts use a learned word (textual inversion).
@@ -91,21 +115,15 @@ class ClipEncoder:
                 f"{name!r} is a word that the text encoder knows, and prompts that mean it would"
                 " change. Give the embedding another name: embeddings={'name': path}"
             )
-        known = self._learned
-        # Rows stay where they are, for a prompt that was read before may be encoded after this.
-        first = self.config["vocab_size"] + (0 if known is None else len(known))
-        count = 0 if vectors is None else len(vectors)
-        if vectors is not None:
-            self._learned = vectors if known is None else np.concatenate([known, vectors])
-        self._learned_ids = {**self._learned_ids, name.lower(): [*range(first, first + count)]}
-        self._words = prompt.LearnedWords(self._learned_ids)
+        first = int(self.config["vocab_size"])
+        self.vocabulary = self.vocabulary.with_word(name, vectors, first)
 
     def read(self, text: str, weighting: str) -> ClipReading:
         """A text as rows of tokens, in the notation of a weighting rule."""
         if weighting == "diffusers":
             literal = prompt.literal(text)
             chunks = prompt.chunk(
-                self.tokenizer, literal, max_chunks=1, truncate=True, learned=self._words
+                self.tokenizer, literal, max_chunks=1, truncate=True, learned=self.vocabulary.words
             )
             return ClipReading([chunks])
         segments = prompt.parse(text, weighting)
@@ -113,7 +131,9 @@ class ClipEncoder:
         keep_whole = COMFYUI_KEEPS_WHOLE if weighting == "comfyui" else 0
         return ClipReading(
             [
-                prompt.chunk(self.tokenizer, each, keep_whole=keep_whole, learned=self._words)
+                prompt.chunk(
+                    self.tokenizer, each, keep_whole=keep_whole, learned=self.vocabulary.words
+                )
                 for each in (segments, *(other for other, _ in others))
             ],
             [1.0, *(share for _, share in others)],
@@ -159,8 +179,8 @@ class ClipEncoder:
         for i in range(0, len(ids), MAX_BATCH):
             part = ids[i : i + MAX_BATCH]
             inputs: dict[str, Any] = {"ids": part}
-            if self._learned is not None and part.max() >= self.config["vocab_size"]:
-                inputs["learned"] = self._learned
+            if self.learned is not None and part.max() >= self.config["vocab_size"]:
+                inputs["learned"] = self.learned
             if self.use.pooled:
                 inputs["last_token"] = self._ends(part)
             parts.append(self.network.run(inputs, options, cancel))

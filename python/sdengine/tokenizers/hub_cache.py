@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from sdengine.errors import TokenizerError
 from sdengine.tokenizers.clip import EOS_TOKEN, ClipTokenizer
 from sdengine.tokenizers.clip_files import JSON_FILE, MERGES_FILE, VOCAB_FILE, load_clip_tokenizer
+from sdengine.tokenizers.text_files import find_text_tokenizer
 
 HUB_REPOSITORY: Final = "openai/clip-vit-large-patch14"
 FOUR_WAYS: Final = (
@@ -46,6 +47,21 @@ def find_in_hub_cache() -> Path | None:
     included. Downloads nothing.
     """
     return next((path for path in _candidates(hub_cache_folder()) if _is_openai(path)), None)
+
+
+def find_published(places: Sequence[tuple[str, str]]) -> Path | None:
+    """A language model's tokenizer in the local Hugging Face cache. Downloads nothing.
+
+    Args:
+        places: repositories and folders in them, the best first.
+    """
+    for repository, folder in places:
+        model = hub_cache_folder() / f"models--{repository.replace('/', '--')}"
+        for snapshot in sorted(model.glob("snapshots/*")):
+            found = find_text_tokenizer(snapshot / folder)
+            if found is not None:
+                return found
+    return None
 
 
 def default_clip_tokenizer(download: bool = True) -> ClipTokenizer:

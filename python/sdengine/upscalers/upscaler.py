@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,10 @@ class Upscaler:
             open_device(device, threads),
         )
         self._running: set[_core.CancelToken] = set()
+        self._device = (device, threads)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Upscaler, (self.plan.network.path, *self._device)
 
     def __repr__(self) -> str:
         return f"<sdengine.Upscaler x{self.scale} from {str(self.plan.network.path)!r}>"
@@ -71,6 +75,7 @@ class Upscaler:
         scale: float | None = ...,
         *,
         overlap: int | None = ...,
+        cancel: _core.CancelToken | None = ...,
     ) -> Image.Image: ...
 
     @overload
@@ -81,6 +86,7 @@ class Upscaler:
         scale: float | None = ...,
         *,
         overlap: int | None = ...,
+        cancel: _core.CancelToken | None = ...,
     ) -> list[Image.Image]: ...
 
     def upscale(
@@ -90,6 +96,7 @@ class Upscaler:
         scale: float | None = None,
         *,
         overlap: int | None = None,
+        cancel: _core.CancelToken | None = None,
     ) -> Image.Image | list[Image.Image]:
         """Make a picture larger.
 
@@ -102,6 +109,7 @@ class Upscaler:
                 is brought to it with Lanczos' filter. None is the network's own.
             overlap: pixels by which tiles overlap, at most half of a tile; None is 32 or a quarter of the tile,
                 whichever is less.
+            cancel: stops the call, besides :meth:`cancel`.
 
         Returns:
             The picture (mode RGB, or RGBA where `image` has transparency); a list for a list.
@@ -113,14 +121,14 @@ class Upscaler:
             Cancelled: :meth:`cancel` was called.
         """
         factor = _checked_scale(scale, self.scale)
-        with self._token() as token:
+        with self._token(cancel) as token:
             if isinstance(image, list):
                 return [self._one(each, tile, overlap, factor, token) for each in image]
             return self._one(image, tile, overlap, factor, token)
 
     @contextmanager
-    def _token(self) -> Iterator[_core.CancelToken]:
-        token = _core.CancelToken()
+    def _token(self, given: _core.CancelToken | None) -> Iterator[_core.CancelToken]:
+        token = given or _core.CancelToken()
         self._running.add(token)
         try:
             yield token

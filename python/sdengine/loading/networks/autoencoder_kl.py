@@ -39,15 +39,22 @@ def from_shapes(shapes: Shapes, family: Family) -> dict[str, Any]:
         ),
         "block_out_channels": widths,
         "layers_per_block": shapes.count("decoder.up_blocks.0.resnets.") - 1,
-        "norm_groups": _GROUPS,
+        "norm_groups": 0 if "decoder.conv_norm_out.gamma" in shapes else _GROUPS,
+        "upsampling_halves": _halves(shapes, widths),
         "norm_eps": _EPSILON,
         "use_quant_conv": "post_quant_conv.weight" in shapes,
-        "mid_attention": "decoder.mid_block.attentions.0.group_norm.weight" in shapes,
+        "mid_attention": "decoder.mid_block.attentions.0.to_q.weight" in shapes,
         "scaling_factor": family.latents.scale,
         "shift_factor": family.latents.shift,
         "latents_mean": list(family.latents.mean),
         "latents_std": list(family.latents.deviation),
     }
+
+
+def _halves(shapes: Shapes, widths: list[int]) -> bool:
+    """Whether enlarging halves the channels, as in Wan's autoencoder."""
+    name = "decoder.up_blocks.0.upsamplers.0.conv.bias"
+    return name in shapes and shapes.length(name) != widths[-1]
 
 
 UNTOLD = frozenset(
@@ -76,6 +83,7 @@ def refine(config: dict[str, Any], json: Json) -> dict[str, Any]:
             "mid_block_add_attention": config["mid_attention"],
         },
     )
+    _check_of_videos(config, json)
     return {
         **config,
         "norm_groups": integer(json, "norm_num_groups", config["norm_groups"]),
@@ -86,9 +94,25 @@ def refine(config: dict[str, Any], json: Json) -> dict[str, Any]:
     }
 
 
+def _check_of_videos(config: dict[str, Any], json: Json) -> None:
+    """Compare what diffusers' AutoencoderKLQwenImage and AutoencoderKLWan say in words of their own."""
+    check_options(json, {"input_channels": (config["in_channels"],), "attn_scales": ([],)})
+    base, factors = integer(json, "base_dim", 0), numbers(json, "dim_mult", [])
+    widths = [base * factor for factor in factors]
+    check_facts(
+        {**json, "base_dim times dim_mult": widths or None},
+        {
+            "z_dim": config["latent_channels"],
+            "num_res_blocks": config["layers_per_block"],
+            "base_dim times dim_mult": config["block_out_channels"],
+        },
+    )
+
+
 def check(config: Mapping[str, Any]) -> None:
     """Raises WeightsError for values that no autoencoder can have."""
-    check_divides("norm_groups", config["norm_groups"], config["block_out_channels"])
+    if config["norm_groups"]:
+        check_divides("norm_groups", config["norm_groups"], config["block_out_channels"])
     check_between("norm_eps", config["norm_eps"], 0, 1)
     check_between("scaling_factor", config["scaling_factor"], 0, 1e6)
     check_between("shift_factor", config["shift_factor"], -1e6, 1e6)

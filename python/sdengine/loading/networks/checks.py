@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from sdengine.errors import WeightsError
 
@@ -22,3 +23,12 @@ def check_between(name: str, value: float, low: float, high: float) -> None:
     """Raise WeightsError unless ``low < value < high``."""
     if not (math.isfinite(value) and low < value < high):
         raise WeightsError(f"{name} = {value!r}; expected a number between {low:g} and {high:g}")
+
+
+def check_rope_axes(axes: Any, head_dim: int) -> None:
+    """Raise WeightsError unless a head's values are parted among three axes of positions."""
+    even = isinstance(axes, list) and all(type(a) is int and a > 0 and a % 2 == 0 for a in axes)
+    if not even or len(axes) != 3 or sum(axes) != head_dim:
+        raise WeightsError(
+            f"rope_axes = {axes!r}; expected three even numbers whose sum is {head_dim}"
+        )

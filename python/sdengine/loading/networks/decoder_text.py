@@ -93,7 +93,14 @@ def _with_heads(config: Mapping[str, Any], queries: int, keys: int, width: int) 
         "kv_heads": keys // width,
         "head_dim": width,
         "query_scale": width**-0.5,
+        "rope_sections": _sections(width // 2),
     }
+
+
+def _sections(pairs: int) -> list[int]:
+    """Pairs of a head that time, row and column of a picture's token turn: 16, 24, 24 (Qwen2.5-VL)."""
+    row = 3 * pairs // 8
+    return [pairs // 4, row, pairs - pairs // 4 - row]
 
 
 UNTOLD = frozenset(
@@ -108,6 +115,7 @@ UNTOLD = frozenset(
         "rope_theta",
         "rope_fraction",
         "rope_interleaved",
+        "rope_sections",
         "rope_factor",
         "rope_low",
         "rope_high",
@@ -197,6 +205,7 @@ def _rotary(config: Mapping[str, Any], json: Json) -> dict[str, Any]:
         "rope_theta": number(found, "rope_theta", theta),
         "rope_fraction": number(found, "partial_rotary_factor", fraction),
         "rope_factor": 1.0,
+        "rope_sections": found.get("mrope_section") or config["rope_sections"],
     }
     if kind == "llama3":
         refined["rope_factor"] = number(found, "factor", 8.0)
@@ -272,6 +281,9 @@ def check(config: Mapping[str, Any]) -> None:
     check_between("eps", config["eps"], 0, 1)
     check_between("rope_theta", config["rope_theta"], 1, 1e12)
     check_between("rope_fraction", config["rope_fraction"], 0, 1.000001)
+    sections = config["rope_sections"]
+    if not isinstance(sections, list) or not all(type(n) is int and n >= 0 for n in sections):
+        raise WeightsError(f"rope_sections = {sections!r}; expected three whole numbers")
     check_between("rope_factor", config["rope_factor"], 0, 1e6)
     check_between("rope_low", config["rope_low"], 0, config["rope_high"])
     check_between("rope_high", config["rope_high"], 0, 1e6)

@@ -7,7 +7,7 @@ from typing import Any
 
 from sdengine.errors import WeightsError
 from sdengine.families import Family
-from sdengine.loading.networks.checks import check_divides
+from sdengine.loading.networks.checks import check_divides, check_rope_axes
 from sdengine.loading.networks.json_config import Json, check_facts, check_options
 from sdengine.loading.networks.shapes import Shapes
 
@@ -18,8 +18,6 @@ def from_shapes(shapes: Shapes, family: Family) -> dict[str, Any]:
     """The config of the denoiser with these parameters."""
     width = shapes.length("x_embedder.bias")
     head_dim = shapes.length("single_transformer_blocks.0.attn.norm_q.weight")
-    # 16, 56, 56 of 128 for picture, row and column (black-forest-labs/flux, util.py).
-    place = 7 * head_dim // 32 * 2
     return {
         "in_channels": shapes.columns("x_embedder.weight", width) // _PATCH_AREA,
         "out_channels": shapes.length("proj_out.bias") // _PATCH_AREA,
@@ -30,8 +28,14 @@ def from_shapes(shapes: Shapes, family: Family) -> dict[str, Any]:
         "context_width": shapes.columns("context_embedder.weight", width),
         "pooled_width": shapes.columns("time_text_embed.text_embedder.linear_1.weight", width),
         "guidance": "time_text_embed.guidance_embedder.linear_1.bias" in shapes,
-        "rope_axes": [head_dim - 2 * place, place, place],
+        "rope_axes": rope_axes(head_dim),
     }
+
+
+def rope_axes(head_dim: int) -> list[int]:
+    """16, 56, 56 of 128 for picture, row and column (black-forest-labs/flux, util.py)."""
+    place = 7 * head_dim // 32 * 2
+    return [head_dim - 2 * place, place, place]
 
 
 UNTOLD = frozenset({"rope_axes"})
@@ -62,11 +66,6 @@ def refine(config: dict[str, Any], json: Json) -> dict[str, Any]:
 def check(config: Mapping[str, Any]) -> None:
     """Raises WeightsError for values that no FLUX denoiser can have."""
     check_divides("head_dim", config["head_dim"], [config["width"]])
-    axes, head_dim = config["rope_axes"], config["head_dim"]
-    even = isinstance(axes, list) and all(type(a) is int and a > 0 and a % 2 == 0 for a in axes)
-    if not even or len(axes) != 3 or sum(axes) != head_dim:
-        raise WeightsError(
-            f"rope_axes = {axes!r}; expected three even numbers whose sum is {head_dim}"
-        )
+    check_rope_axes(config["rope_axes"], config["head_dim"])
     if not config["in_channels"] or not config["out_channels"]:
         raise WeightsError("the FLUX denoiser reads or predicts less than one latent channel")

@@ -1,4 +1,4 @@
-"""The hyper-parameters of an IP-Adapter's own networks, base and plus."""
+"""The hyper-parameters of an IP-Adapter's own networks, base and plus, and of FLUX.1 Redux."""
 
 from __future__ import annotations
 
@@ -43,17 +43,30 @@ def resampler_from_shapes(shapes: Shapes, family: Family) -> dict[str, Any]:
     }
 
 
+def redux_from_shapes(shapes: Shapes, family: Family) -> dict[str, Any]:
+    """The config of Redux's projection."""
+    inner = shapes.length("redux_up.bias")
+    return {
+        "width": shapes.length("redux_down.bias"),
+        "features_dim": shapes.columns("redux_up.weight", inner),
+        "inner_dim": inner,
+    }
+
+
+REDUX_UNTOLD: frozenset[str] = frozenset()
 UNTOLD = frozenset({"eps", "heads", "head_dim"})
 """Hyper-parameters that no shape tells."""
 
 
 def refine(config: dict[str, Any], json: Json) -> dict[str, Any]:
-    """The config itself: the files have no config.json."""
+    """The config itself: the files have no config.json, and Redux's says what its tensors do."""
     return config
 
 
 def check(config: Mapping[str, Any]) -> None:
     """Raises WeightsError for values that no such network can have."""
+    if "tokens" not in config:
+        return  # Redux: its sizes are its tensors'
     check_between("eps", config["eps"], 0, 1)
     check_between("tokens", config["tokens"], 0, 1025)
     if "heads" in config:

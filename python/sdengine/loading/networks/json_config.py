@@ -72,3 +72,13 @@ def numbers(json: Json, key: str, otherwise: list[float]) -> list[float]:
     if not isinstance(value, list) or not all(type(item) in (int, float) for item in value):
         raise WeightsError(f"config.json has {key} = {value!r}; expected a list of numbers")
     return [float(item) for item in value]
+
+
+def flag(json: Json, key: str, otherwise: bool) -> bool:
+    """True or false under `key`; `otherwise` if it is absent or null."""
+    value = json.get(key)
+    if value is None:
+        return otherwise
+    if type(value) is not bool:
+        raise WeightsError(f"config.json has {key} = {value!r}; expected true or false")
+    return value

@@ -12,19 +12,15 @@ from sdengine.loading.networks.checks import check_divides
 from sdengine.loading.networks.json_config import Json, check_facts, check_options, integer
 from sdengine.loading.networks.shapes import Shapes
 
+PATCH = 2
 # Of every published member: the width is 64 times the number of blocks, which is that of heads
 # (Stability-AI/sd3.5, mmditx.py).
 _HEAD_DIM = 64
-_PATCH = 2
 _FIRST = "transformer_blocks.0"
 
 
-def from_shapes(shapes: Shapes, family: Family) -> dict[str, Any]:
-    """The config of the denoiser with these parameters."""
-    width = shapes.length("context_embedder.bias")
-    layers = shapes.count("transformer_blocks.")
-    patch = shapes.kernel("pos_embed.proj.weight", _PATCH)
-    head_norm = f"{_FIRST}.attn.norm_q.weight"
+def position_side(shapes: Shapes, width: int) -> int:
+    """Places on a side of the square table of positions."""
     places = shapes.columns("pos_embed.pos_embed", width)
     side = math.isqrt(places)
     if side * side != places:
@@ -32,18 +28,34 @@ def from_shapes(shapes: Shapes, family: Family) -> dict[str, Any]:
             f"'pos_embed.pos_embed' has {places} positions; expected a square number."
             " Is the file damaged?"
         )
+    return side
+
+
+def blocks_from_shapes(shapes: Shapes) -> dict[str, Any]:
+    """What the blocks' parameters tell; a control network has the same blocks."""
+    layers = shapes.count("transformer_blocks.")
+    head_norm = f"{_FIRST}.attn.norm_q.weight"
     return {
-        "in_channels": shapes.columns("pos_embed.proj.weight", width, patch),
-        "out_channels": shapes.length("proj_out.bias") // (patch * patch),
-        "patch_size": patch,
-        "position_side": side,
-        "width": width,
         "head_dim": shapes.length(head_norm) if head_norm in shapes else _HEAD_DIM,
         "layers": layers,
         "dual_attention_layers": [
             i for i in range(layers) if f"transformer_blocks.{i}.attn2.to_q.bias" in shapes
         ],
         "qk_norm": head_norm in shapes,
+    }
+
+
+def from_shapes(shapes: Shapes, family: Family) -> dict[str, Any]:
+    """The config of the denoiser with these parameters."""
+    width = shapes.length("context_embedder.bias")
+    patch = shapes.kernel("pos_embed.proj.weight", PATCH)
+    return {
+        "in_channels": shapes.columns("pos_embed.proj.weight", width, patch),
+        "out_channels": shapes.length("proj_out.bias") // (patch * patch),
+        "patch_size": patch,
+        "position_side": position_side(shapes, width),
+        "width": width,
+        **blocks_from_shapes(shapes),
         "context_width": shapes.columns("context_embedder.weight", width),
         "pooled_width": shapes.columns("time_text_embed.text_embedder.linear_1.weight", width),
     }
