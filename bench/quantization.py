@@ -150,13 +150,22 @@ def errors(name: str, folder: Path, types: Sequence[str] = TYPES[1:]) -> dict[st
     return {t: float(np.linalg.norm(output(t) - plain) / np.linalg.norm(plain)) for t in TYPES[1:]}
 
 
-# ------------------------------ diffusion transformers
-TRANSFORMERS = {"SD3.5 Medium": "mmdit", "FLUX.1 dev": "flux"}
-"""A denoiser's family -> its native network."""
+# ------------------------------ diffusion transformers and their text encoders
+TRANSFORMERS = {
+    "SD3.5 Medium": "mmdit",
+    "FLUX.1 dev": "flux",
+    "Qwen-Image": "qwen_image",
+    "Lumina-Image 2.0": "lumina2",
+    "PixArt-sigma": "pixart",
+    "T5": "t5_text",
+    "Gemma 2": "gemma2",
+    "Qwen2.5-VL, text": "qwen2",
+}
+"""A row of the table -> the small network that stands for it."""
 
 
 class Loss(NamedTuple):
-    """Relative L2 differences of a denoiser's output."""
+    """Relative L2 differences of a network's output."""
 
     weights: float
     """From the output of the weights before they were quantized: what the type loses."""
@@ -164,26 +173,107 @@ class Loss(NamedTuple):
     """From the output of the dequantized weights in float32: what computing with the type loses."""
 
 
-def write_transformer(kind: str, path: Path) -> Mapping[str, Any]:
-    """A small denoiser with every parameter random, rows of whole blocks of 256; its inputs."""
+class Small(NamedTuple):
+    """A network with every parameter random, rows of whole blocks of 256."""
+
+    kind: str
+    """The native network."""
+    tables: tuple[KeyTable, ...]
+    model: Any
+    inputs: Mapping[str, Any]
+
+
+def small_denoiser(name: str) -> Small:
+    """A denoiser of a family, and what it reads of an 8 x 8 picture."""
+    import diffusers
+
+    from sdengine.keys import lumina2, pixart, qwen_image
+    from tests.parity import test_dit_networks as dit
+
+    random = np.random.default_rng(0)
+    size, wide = (1, 8, 8), {"joint_attention_dim": 256, "pooled_projection_dim": 256}
+    if name == "mmdit":
+        heads = {"num_attention_heads": 4, "caption_projection_dim": 256}
+        config = {**dit.WIDE_SD3, **wide, **heads}
+        model = diffusers.SD3Transformer2DModel(**config)
+        return Small(name, dit.SD3_TABLES, model, dit.sd3_inputs(config, size))
+    if name == "flux":
+        config = {**dit.WIDE_FLUX, **wide, "num_attention_heads": 2}
+        model = diffusers.FluxTransformer2DModel(**config)
+        return Small(name, dit.FLUX_TABLES, model, dit.flux_inputs(config, size))
+    channels = 4 if name == "pixart" else 16
+    inputs = {
+        "latents": random.standard_normal((1, channels, 8, 8), np.float32),
+        "timesteps": np.full(1, 500.0, np.float32),
+        "context": random.standard_normal((1, 20, 256), np.float32),
+    }
+    heads = {"num_layers": 2, "num_attention_heads": 4, "attention_head_dim": 64}
+    if name == "qwen_image":
+        axes = {"in_channels": 64, "out_channels": 16, "axes_dims_rope": (16, 24, 24)}
+        model = diffusers.QwenImageTransformer2DModel(**heads, **axes, joint_attention_dim=256)
+        return Small(name, (qwen_image.DIFFUSERS,), model, inputs)
+    if name == "lumina2":
+        model = diffusers.Lumina2Transformer2DModel(
+            in_channels=16,
+            hidden_size=256,
+            num_layers=2,
+            num_refiner_layers=1,
+            num_attention_heads=4,
+            num_kv_heads=2,
+            axes_dim_rope=(20, 22, 22),
+            cap_feat_dim=256,
+        )
+        return Small(name, (lumina2.ORIGINAL, lumina2.DIFFUSERS), model, inputs)
+    model = diffusers.PixArtTransformer2DModel(
+        **{**heads, "num_attention_heads": 12, "num_layers": 1},  # the width has twelve parts
+        sample_size=64,
+        cross_attention_dim=768,
+        caption_channels=256,
+    )
+    return Small(name, (pixart.ORIGINAL, pixart.DIFFUSERS), model, inputs)
+
+
+def small_text_encoder(name: str) -> Small:
+    """A text encoder, and twenty words."""
+    import transformers
+
+    from sdengine.keys import decoder_text, t5_text
+
+    inputs = {"ids": np.random.default_rng(0).integers(0, 512, (1, 20), np.int32)}
+    if name == "t5_text":
+        figures = {"d_model": 256, "d_kv": 64, "d_ff": 512, "num_heads": 4, "num_layers": 2}
+        config = transformers.T5Config(vocab_size=512, feed_forward_proj="gated-gelu", **figures)
+        return Small(name, t5_text.TABLES, transformers.T5EncoderModel(config), inputs)
+    inputs["positions"] = np.arange(20, dtype=np.int32)[None]
+    figures = {
+        "vocab_size": 512,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    if name == "qwen2":
+        model = transformers.Qwen2Model(transformers.Qwen2Config(**figures))
+    else:
+        model = transformers.Gemma2Model(transformers.Gemma2Config(**figures, head_dim=256))
+    return Small("decoder_text", decoder_text.TABLES, model, inputs)
+
+
+def write_small(name: str, path: Path) -> Small:
+    """A small network of `TRANSFORMERS`, whose tensors are written to `path`."""
     import torch
-    from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
     from safetensors.torch import save_file
 
     from tests.models import randomise
-    from tests.parity import test_dit_networks as dit
 
-    wide = {"num_attention_heads": 4, "joint_attention_dim": 256, "pooled_projection_dim": 256}
     torch.manual_seed(0)
-    if kind == "mmdit":
-        config = {**dit.WIDE_SD3, **wide, "caption_projection_dim": 256}
-        model, inputs = SD3Transformer2DModel(**config), dit.sd3_inputs(config, (1, 8, 8))
-    else:
-        config = {**dit.WIDE_FLUX, **wide, "num_attention_heads": 2}
-        model, inputs = FluxTransformer2DModel(**config), dit.flux_inputs(config, (1, 8, 8))
-    randomise(model, 0, 0.02)
-    save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
-    return inputs
+    is_text = name in ("t5_text", "gemma2", "qwen2")
+    small = (small_text_encoder if is_text else small_denoiser)(name)
+    randomise(small.model, 0, 0.02)
+    state = small.model.state_dict()
+    save_file({key: tensor.clone().contiguous() for key, tensor in state.items()}, path)
+    return small
 
 
 def dequantized(plan: ComponentPlan, weight_type: str, path: Path) -> Path:
@@ -210,46 +300,46 @@ def dequantized(plan: ComponentPlan, weight_type: str, path: Path) -> Path:
 
 
 def transformer_losses(
-    kind: str, folder: Path, types: Sequence[str] = TYPES[1:]
+    name: str, folder: Path, types: Sequence[str] = TYPES[1:]
 ) -> dict[str, Loss]:
     """Type -> what is lost."""
     from tests.parity import dit
-    from tests.parity.test_dit_networks import FLUX_TABLES, SD3_TABLES
 
-    tables = {"mmdit": SD3_TABLES, "flux": FLUX_TABLES}[kind]
-    source = folder / f"{kind}.safetensors"
-    inputs, device = write_transformer(kind, source), _core.Device.cpu()
-    found = dit.located(open_index(source), kind, tables)
-    config = dit.config_of(found)
+    source = folder / f"{name}.safetensors"
+    kind, tables, model, inputs = write_small(name, source)
+    json = dit.json_of(model) if hasattr(model, "register_to_config") else model.config.to_dict()
+    config = dit.config_of(dit.located(open_index(source), kind, tables), json)
+    component = "transformer" if "latents" in inputs else "text_encoder"
 
     def plan_of(table_names: Any, path: Path) -> ComponentPlan:
         located = dit.located(open_index(path), kind, table_names)
         bindings, _ = bind(located, _core.parameters(kind, config))
-        return ComponentPlan("transformer", kind, config, bindings, path, located.table.name)
+        return ComponentPlan(component, kind, config, bindings, path, located.table.name)
 
     def output(plan: ComponentPlan, weight_type: str | None) -> np.ndarray:
-        store = make_store(plan, weight_type)
-        return _core.Network(kind, config, store, device).run(inputs, {})["prediction"]
+        network = _core.Network(kind, config, make_store(plan, weight_type), _core.Device.cpu())
+        found = network.run(inputs, {})
+        return np.concatenate([found[key].ravel() for key in sorted(found)])
 
     def apart(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
     plan = plan_of(tables, source)
+    own = (KeyTable("canonical", (Rule("", ""),), (plan.bindings[0].name,)),)
     plain, losses = output(plan, None), {}
     for weight_type in types:
-        left = dequantized(plan, weight_type, folder / f"{kind}-{weight_type}.safetensors")
-        own = (KeyTable("canonical", (Rule("", ""),), tables[1].markers),)
+        left = dequantized(plan, weight_type, folder / f"{name}-{weight_type}.safetensors")
         exact, quantized = output(plan_of(own, left), None), output(plan, weight_type)
         losses[weight_type] = Loss(apart(quantized, plain), apart(quantized, exact))
     return losses
 
 
 def transformer_rows() -> list[list[str]]:
-    """What SD3 and FLUX.1 lose."""
+    """What diffusion transformers and their text encoders lose."""
     rows = [["relative L2 error", *TYPES[1:]]]
     with tempfile.TemporaryDirectory() as folder:
-        for title, kind in TRANSFORMERS.items():
-            found = transformer_losses(kind, Path(folder))
+        for title, name in TRANSFORMERS.items():
+            found = transformer_losses(name, Path(folder))
             rows.append([f"{title}, of the type", *(f"{f.weights:.1e}" for f in found.values())])
             rows.append(
                 [f"{title}, of the products", *(f"{f.products:.1e}" for f in found.values())]

@@ -26,8 +26,8 @@ WIDTH = 128
 HEADS = 4
 LAYERS = 6
 PICTURES = 9000
-SHIFT = 1.0
-"""Of the noise levels when sampling: none, for small pictures lose their content late."""
+SHIFT = 3.0
+"""Of the noise levels when sampling: Stable Diffusion 3's, which gives more steps to high noise."""
 
 T5_TOKENS = 256
 """Tokens of zeros in the place of an absent T5."""
@@ -35,6 +35,10 @@ T5_TOKENS = 256
 _BATCH = 32
 _PEAK_RATE = 1e-3
 _PATCH = 2
+_LOCATION = 0.6
+"""Of the logit-normal times, whose scale is 1. Outlines are settled at high noise, because neighbouring latents of so
+plain pictures tell the same.
+"""
 
 
 def new_model() -> SD3Transformer2DModel:
@@ -129,7 +133,7 @@ def loss_of(
 ) -> Tensor:
     """Return the mean squared error of the flow from the picture to noise, at one time per picture."""
     strata = stratified(len(latents), latents.device).clamp(1e-4, 1 - 1e-4)
-    times = torch.special.ndtri(strata).sigmoid()  # logit-normal, location 0 and scale 1
+    times = (torch.special.ndtri(strata) + _LOCATION).sigmoid()
     noise = torch.randn_like(latents)
     level = times.view(-1, 1, 1, 1)
     zeros = torch.zeros_like(context[:, :1])  # of the T5

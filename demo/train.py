@@ -69,7 +69,7 @@ _TRAININGS = {
     "lora": _Training(8, lora.train, lora.prepare),
     "controlnet": _Training(12, controlnet.train, controlnet.prepare),
     "wide_vae": _Training(11, wide_vae.train),
-    "dit": _Training(72, dit.train, dit.prepare),
+    "dit": _Training(78, dit.train, dit.prepare),
 }
 _GROUPS = {
     "model": ("tokenizer", "text", "vae", "polish", "unet", "export"),

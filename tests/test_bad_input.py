@@ -179,7 +179,7 @@ def test_no_tokenizer(single: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: P
         ({"seed": -1}, "seed must be"),
         ({"guidance_scale": float("nan")}, "guidance scale must be 0 to 1000, not nan"),
         ({"guidance_scale": -1}, "guidance scale must be 0 to 1000"),
-        ({"clip_skip": 9}, "clip_skip must be 1 to 3"),
+        ({"clip_skip": 9}, "clip_skip must be a whole number from 1 to 3"),
         ({"sampler": "quicksort"}, "quicksort.*euler"),
         ({"schedule": "tomorrow"}, "tomorrow.*karras"),
         ({"weighting": "heavy"}, "weighting must be"),

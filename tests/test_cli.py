@@ -283,8 +283,8 @@ def test_options_that_repeat(run: Run, library: Library) -> None:
     run("generate", "a", "--size-conditioning", "crop_top=8", "--size-conditioning", "crop_left=9")
     assert library.calls[0][2] == {"sizes": {"crop_top": 8.0, "crop_left": 9.0}}
     kinds = ("--guidance", "interval=0.2/0.8", "--guidance", "projection")
-    run("generate", "a", *kinds, "--guidance", "row_norms=no", "--no-brownian")
-    expected = Guidance(interval=(0.2, 0.8), projection=AdaptiveProjection(), row_norms=False)
+    run("generate", "a", *kinds, "--guidance", "norms=free", "--no-brownian")
+    expected = Guidance(interval=(0.2, 0.8), projection=AdaptiveProjection(), norms="free")
     assert library.calls[1][2] == {"guidance": expected, "brownian": False}
 
 

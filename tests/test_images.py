@@ -191,7 +191,7 @@ def test_bad_sizes(size: tuple[int, int]) -> None:
 
 
 def test_bad_resize_mode() -> None:
-    with pytest.raises(ParameterError, match="stretch, crop, fill, pad, not 'zoom'"):
+    with pytest.raises(ParameterError, match="'stretch', 'crop', 'fill', 'pad', not 'zoom'"):
         resize(smooth(8, 8), (4, 4), "zoom")
 
 

@@ -31,11 +31,12 @@ NATIVE = {
 # Which parts of the package each part may import. Parts that are not listed stand on top and may import all.
 PYTHON = {
     "errors": set(),
-    "formats": {"errors"},
+    "checks": {"errors"},
+    "formats": {"errors", "checks"},
     "tokenizers": {"errors", "formats"},
     "prompt": {"errors", "tokenizers"},
     "output": {"errors"},
-    "images": {"errors", "output"},
+    "images": {"errors", "checks", "output"},
     "metadata_fields": {"errors"},
     "metadata": {"errors", "metadata_fields"},
     "random": {"errors", "_core"},
@@ -43,7 +44,7 @@ PYTHON = {
     "sampling": {"errors", "_core", "random"},
     "keys": {"errors", "formats"},
     "families": {"errors", "formats", "keys"},
-    "loading": {"errors", "formats", "keys", "families", "tokenizers", "_core"},
+    "loading": {"errors", "checks", "formats", "keys", "families", "tokenizers", "_core"},
 }
 
 

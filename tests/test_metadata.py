@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, PngImagePlugin
 
 from sdengine.errors import FormatError, ParameterError
+from sdengine.guidance import NORMS
 from sdengine.hires import LATENT
 from sdengine.images import save
 from sdengine.masks import FILLS
@@ -219,7 +220,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("control_scales", "control_start", "control_end"), LISTS),
     **dict.fromkeys(("control_mode", "applied_loras"), st.text()),
     **dict.fromkeys(("brownian", "guess_mode", "resize_references"), st.booleans()),
-    **dict.fromkeys(("token_norms", "row_norms"), st.booleans()),
+    "norms": st.sampled_from(NORMS),
     **dict.fromkeys(("invert_mask", "only_masked", "differential"), st.booleans()),
     "ip_scale": NUMBERS,
     "mask_blur": NUMBERS,

@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_told(pipe: Pipeline, folder: Path) -> None:
     latents = np.zeros((1, 4, 8, 8), np.float32)
     with pytest.raises(ParameterError, match="choose one of linear, tiny, full"):
         check_method("x-ray")
-    with pytest.raises(ParameterError, match="'x', 'y' or 'xy'"):
+    with pytest.raises(ParameterError, match="'x', 'y', 'xy'"):
         pipe.preview(latents, seamless="z")
     plain = sdengine.load(folder / "base")
     with pytest.raises(ParameterError, match="preview_vae="):

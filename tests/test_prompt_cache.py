@@ -278,5 +278,5 @@ def test_keys_are_equal_for_equal_values_only() -> None:
 
 def test_what_is_no_folder_is_told(model: Path) -> None:
     for given in (True, 3):
-        with pytest.raises(ParameterError, match="folder, None or False"):
+        with pytest.raises(ParameterError, match="prompt_cache must be a path"):
             sdengine.load(model, prompt_cache=given)  # type: ignore[arg-type]

@@ -237,7 +237,7 @@ def test_kinds_of_guidance_by_name() -> None:
     )
     with pytest.raises(
         ParameterError,
-        match="no guidance 'magic'; choose one of interval, token_norms, row_norms, projection",
+        match="no guidance 'magic'; choose one of interval, norms, projection",
     ):
         guidance_of({"magic": {}})
     with pytest.raises(

@@ -36,8 +36,7 @@ void bind_weights(py::module_& m) {
             },
             py::arg("name"), py::arg("dtype"), py::arg("shape"), py::arg("path"), py::arg("offset"),
             py::arg("nbytes"), py::arg("strides") = py::none(), py::arg("transpose") = false,
-            py::arg("convert_to") = py::none(), py::arg("padding") = 0,
-            py::arg("scale") = 1.0f,
+            py::arg("convert_to") = py::none(), py::arg("padding") = 0, py::arg("scale") = 1.0f,
             "Register a tensor of a file under its canonical name; nothing is read yet. The last "
             "`padding` columns of the shape are zeros, which the file has not.")
         .def("__contains__", &WeightStore::has, py::arg("name"))

@@ -96,6 +96,9 @@ void run_choose(ChooseSpec spec, const ggml_tensor* dst, kernels::Team& team) {
     }
 }
 
+// ggml_custom_4d() takes fewer tensors than an operator has places for.
+constexpr size_t kMostSources = GGML_MAX_SRC - 1;
+
 struct JoinSpec {
     static constexpr const char* kName = "join_heads";
     struct Part {
@@ -232,7 +235,10 @@ Tensor unpatchify(const Tensor& x, int64_t height, int64_t width, int64_t patch,
 
 Tensor concat_tokens(const std::vector<Tensor>& parts) {
     std::vector<HeadTokens> plain;
-    for (const Tensor& part : parts) plain.push_back({part});
+    for (const Tensor& part : parts) {
+        if (plain.size() == kMostSources) plain = {{join_heads(plain, part.size(-1))}};
+        plain.push_back({part});
+    }
     return join_heads(plain, parts.front().size(-1));
 }
 
@@ -418,7 +424,7 @@ Tensor join_heads(const std::vector<HeadTokens>& parts, int64_t head_dim) {
                               norm ? norm->kind_ : HeadNorm::Kind::Rms});
         spec.tokens += x.size(1);
     }
-    expect(sources.tensors().size() <= GGML_MAX_SRC, "too many streams of tokens to join", model);
+    expect(sources.tensors().size() <= kMostSources, "too many streams of tokens to join", model);
     const Shape shape{spec.batch, spec.tokens, model.size(2)};
     return {model.graph(), custom(model.graph(), axes_of(shape), sources, spec, run_join), shape};
 }

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import images
+from .checks import check_choice, check_flag
 from .errors import ParameterError
 
 Array = NDArray[np.float32]
@@ -17,6 +18,7 @@ Mode = Literal["balanced", "prompt", "control"]
 
 MODES = ("balanced", "prompt", "control")
 MOST_SCALE = 10.0
+"""Of a control network or a picture prompt."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,8 @@ class ControlOptions:
         starts = _numbers("control_start", given["control_start"], 0.0, nets, 1.0)
         ends = _numbers("control_end", given["control_end"], 1.0, nets, 1.0)
         guess, mode = given["guess_mode"], given["control_mode"]
-        if mode not in MODES:
-            raise ParameterError(
-                f"control_mode must be one of {', '.join(map(repr, MODES))}, not {mode!r}"
-            )
-        if not isinstance(guess, bool):
-            raise ParameterError(f"guess_mode must be True or False, not {guess!r}")
+        check_choice("control_mode", mode, MODES)
+        check_flag("guess_mode", guess)
         if guess and mode != "balanced":
             raise ParameterError("guess_mode has weights of its own: leave control_mode out")
         for start, end in zip(starts, ends, strict=True):

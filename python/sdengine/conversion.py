@@ -21,7 +21,7 @@ from sdengine.formats import DTYPES
 from sdengine.keys import MappedName, NameMap
 from sdengine.loading import Binding, ComponentPlan, ModelPlan, plan_model
 from sdengine.loading.control import plan_control_alone
-from sdengine.loading.new_gguf import NewTensor, new_file, output_errors, write_header
+from sdengine.loading.new_gguf import NewTensor, write_header
 from sdengine.loading.plan import Autoencoders
 from sdengine.loading.text_parts import TextEncoders, Tokenizers, given_tokenizer
 from sdengine.loading.tokenizer_source import CLIP, LAYOUTS, TokenizerSource
@@ -33,6 +33,7 @@ from sdengine.loading.weight_types import (
     choose_type,
     parse_rules,
 )
+from sdengine.output import new_file, output_errors
 from sdengine.previews import Projection
 from sdengine.recipes import TITLES, as_published
 from sdengine.tokenizers import (

@@ -47,12 +47,12 @@ def open_device(name: str, threads: int = 0) -> _core.Device:
         DeviceError: there is no such device.
         ParameterError: ``threads`` is negative or more than 512.
     """
-    if threads == 0:
-        threads = _threads_from_environment()
     if not isinstance(threads, int) or not 0 <= threads <= 512:
         raise ParameterError(f"threads must be 0 (automatic) to 512, not {threads!r}")
+    if threads == 0:
+        threads = _threads_from_environment()
     names = [device.name for device in devices()]
-    if name not in ("auto", *names):
+    if not isinstance(name, str) or name not in ("auto", *names):
         raise DeviceError(f"there is no device {name!r}; this build knows auto, {', '.join(names)}")
     return _core.Device.cpu(threads)
 

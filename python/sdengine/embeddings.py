@@ -84,7 +84,7 @@ def read_embeddings(given: Embeddings) -> list[Embedding]:
     """Read several: a mapping from names to paths, or paths alone. Raises as :func:`read_embedding`."""
     if isinstance(given, Mapping):
         return [read_embedding(path, name) for name, path in given.items()]
-    if isinstance(given, (str, PathLike)):
+    if not isinstance(given, list | tuple):
         raise ParameterError("embeddings must be a mapping from names to paths, or a list of paths")
     return [read_embedding(path) for path in given]
 

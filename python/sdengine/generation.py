@@ -18,20 +18,22 @@ from . import _core, branches, hires
 from .adapters import Lora, as_loras
 from .adapters.loras import as_recommended, check_steps, with_strengths
 from .branches import Phases, Told
+from .checks import check_choice
 from .conditioning import Conditioning
 from .control_options import ControlOptions
 from .errors import ParameterError, UnwiseWarning
 from .guidance import Guidance, lcm_guidance_embedding
 from .image_prompt import ContextTokens, PictureTokens
+from .images import RESIZE_MODES
 from .loading import ModelPlan
 from .masks import MaskOptions, read_frames
 from .memory_check import check_memory, decoder_tile
 from .noise import COMPAT
 from .options import Texts, checked_latents, filled, texts
 from .outpainting import extended, parse_sides
-from .params import MAX_SIDE, GenerateParameters
+from .params import MAX_SIDE, GenerateParameters, check_size
 from .picture_inputs import Reference, take_control, take_references
-from .prompt import Text, extract_loras, write_script
+from .prompt import RULES, Text, extract_loras, write_script
 from .recipes import Recipe, unwise
 from .resolutions import nearest, parse_ratio, resolutions
 from .run import FirstPass, Run, RunInputs, Times
@@ -62,21 +64,10 @@ def begin(
         ParameterError: an option is unknown or out of range.
     """
     started = time.perf_counter()
-    given = filled(options)
-    given["prompt"] = None if prompt is None else texts("prompt", prompt)
-    for name, value in (
-        ("negative_prompt", negative_prompt),
-        ("prompt_2", given["prompt_2"]),
-        ("negative_prompt_2", given["negative_prompt_2"]),
-    ):
-        given[name] = None if value is None else texts(name, value)
+    given = _given(prompt, negative_prompt, options)
     loras = _loras(pipeline, given)
     plan, recipe = as_recommended(pipeline.plan, loras, pipeline.recipe)
-    conditioning, tile = given.pop("conditioning"), given.pop("tile")
-    if not isinstance(conditioning, Conditioning | None):
-        raise ParameterError("conditioning must be what encode_prompt() returned")
-    latents = given.pop("latents")
-    latents = None if latents is None else checked_latents("latents", latents)
+    conditioning, latents, tile = (given.pop(name) for name in ("conditioning", "latents", "tile"))
     references, followed = take_references(plan, given), take_control(plan, given)
     control = ControlOptions.of(given, len(pipeline.controls))
     given.pop("control_images")
@@ -105,10 +96,7 @@ def begin(
         else:
             start = beginning.from_noise(pictures, latents)
         facts = told(
-            plan,
-            parameters.batch_size,
-            parameters.sizes,
-            parameters.negative_sizes,
+            *(plan, parameters.batch_size, parameters.sizes, parameters.negative_sizes),
             parameters.distilled_guidance,
             picture=start.picture,
             references=start.references,
@@ -121,11 +109,10 @@ def begin(
                 pipeline, parameters, conditioning, facts, steps.schedule.steps, loras, seen, token
             )
             check_memory(pipeline, parameters, phases, tile)
+            second = None
             if parameters.hires is not None:
                 check_memory(pipeline, hires.second_parameters(parameters), phases, tile)
-    second = None
-    if parameters.hires is not None:
-        second = hires.Plan.of(prompt, negative_prompt, options)
+                second = hires.Plan.of(prompt, negative_prompt, options)
     tile = decoder_tile(parameters, tile)
     inputs = RunInputs(parameters, phases, start, pictures, tile, loras, controls, second)
     times = Times(time.perf_counter() - started)
@@ -135,6 +122,21 @@ def begin(
     return Run(pipeline, inputs, times, token)
 
 
+def _given(
+    prompt: Texts | None, negative_prompt: Texts | None, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that a generation was given, by option; every text as a list."""
+    given = filled(options) | {"prompt": prompt, "negative_prompt": negative_prompt}
+    for name in ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2"):
+        if given[name] is not None:
+            given[name] = texts(name, given[name])
+    if not isinstance(given["conditioning"], Conditioning | None):
+        raise ParameterError("conditioning must be what encode_prompt() returned")
+    if given["latents"] is not None:
+        given["latents"] = checked_latents("latents", given["latents"])
+    return given
+
+
 def _loras(pipeline: Pipeline, given: dict[str, Any]) -> tuple[Lora, ...]:
     """The adapters of a run: the call's or the pipeline's, and those that stand in its prompts."""
     own = given.pop("loras")
@@ -142,6 +144,8 @@ def _loras(pipeline: Pipeline, given: dict[str, Any]) -> tuple[Lora, ...]:
     compat = given["compat"]
     conventions = COMPAT.get(compat if isinstance(compat, str) else None, COMPAT[None])
     tags = []
+    if given["weighting"] is not None:
+        check_choice("weighting", given["weighting"], RULES)
     if (given["weighting"] or conventions.weighting) != "diffusers":
         for prompt in (*(given["prompt"] or ()), *(given["prompt_2"] or ())):
             tags += extract_loras(prompt)[1]
@@ -184,7 +188,10 @@ def told(
 
 
 def _choose_size(plan: ModelPlan, given: dict[str, Any]) -> None:
-    """Put a width and a height in the place of an aspect ratio."""
+    """Check the size that was asked for, and put one in the place of an aspect ratio."""
+    masked = given["mask"] is not None or given["outpaint"] is not None
+    # A masked picture may keep a size that is no multiple.
+    check_size(given, 1 if masked else plan.latents.factor * plan.family.patch)
     shape = given.pop("aspect_ratio")
     if shape is None:
         return
@@ -219,6 +226,7 @@ def _read_pictures(
     image, mask, depth = (given.pop(name) for name in ("image", "mask", "depth"))
     options = MaskOptions.of(given)
     mode = given.pop("resize_mode")
+    check_choice("resize_mode", mode, RESIZE_MODES)
     if given["outpaint"] is not None:
         if image is None or mask is not None:
             raise ParameterError("outpaint extends a given image, and makes the mask itself")
@@ -297,8 +305,8 @@ def _parameters(
     guidance = replace(guidance, **{k: v for k, v in chosen.items() if v is not None})
     if guidance.scale is None:
         guidance = replace(guidance, scale=plan.defaults.guidance)
-    if guidance.row_norms is None and plan.family.row_norms:
-        guidance = replace(guidance, row_norms=True)
+    if guidance.norms is None:
+        guidance = replace(guidance, norms=plan.family.norms)
     given["hires"] = hires.take(given)
     parameters = GenerateParameters.resolve(plan, plan.defaults, **{**given, "guidance": guidance})
     if parameters.hires is not None:

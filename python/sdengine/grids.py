@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .checks import check_path, check_whole
 from .errors import ParameterError
 from .images import ImageLike, on_white, open_image
 from .options import DEFAULTS
@@ -30,7 +31,11 @@ PROMPTS: Final = ("prompt", "negative_prompt", "prompt_sr")
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 _FONT_SIZES = (10, 28)
 _PART_OF_CELL = 14  # height of a cell over that of its label's letters
-_MOST_CELLS = 1000
+_MOST_CELLS, _WIDEST_GAP = 1000, 1000
+_LONGEST, _MOST_LOOPS = (
+    600_000,
+    10_000,
+)  # in all formats; GIF has 16 bits for hundredths of seconds, and for loops
 _SIDE_OF_LABELS = 1.0  # width of the row labels at most, over the width of a cell
 
 
@@ -57,7 +62,9 @@ def grid(
     pictures = _opened(images)
     if columns is None:
         columns = math.ceil(math.sqrt(len(pictures)))
-    _check_whole("columns", columns, 1)
+    check_whole("columns", columns, 1, _MOST_CELLS)
+    if labels is not None and not isinstance(labels, list | tuple):
+        raise ParameterError(f"labels must be a list of texts, not {labels!r:.80}")
     if labels is not None and len(labels) != len(pictures):
         raise ParameterError(f"{len(labels)} labels do not fit {len(pictures)} pictures")
     columns = min(columns, len(pictures))
@@ -92,6 +99,8 @@ def xy_grid(
     Raises:
         ParameterError: an axis is no option, has no values, or both are the same; or as for ``generate``.
     """
+    if not hasattr(pipe, "generate"):
+        raise ParameterError(f"pipe must be a loaded model, not {pipe!r:.80}")
     axes = [_checked_axis(axis) for axis in (x, y) if axis is not None]
     names = [name for name, _ in axes]
     if len(set(names)) != len(names):
@@ -162,25 +171,26 @@ def animation(
         ParameterError: there is no frame, the suffix is not supported, or a number is out of range.
         OutputError: the file cannot be written; what was there before stays.
     """
-    path = Path(path)
+    path = check_path("path", path)
     encode = _animator(path)
     for name, value in (("duration", duration), ("last", last)):
-        _check_whole(name, value, 1)
-    _check_whole("loop", loop, 0)
+        check_whole(name, value, 1, _LONGEST, "milliseconds")
+    check_whole("loop", loop, 0, _MOST_LOOPS)
     pictures = _opened(frames.images if isinstance(frames, Frames) else frames)
     size = max(picture.width for picture in pictures), max(p.height for p in pictures)
     pictures = [
         p if p.size == size else p.resize(size, Image.Resampling.BILINEAR) for p in pictures
     ]
-    times = [duration] * (len(pictures) - 1) + [last]
-    write_whole(path, lambda file: encode(pictures, file, times, loop))
+    times = [int(duration)] * (len(pictures) - 1) + [int(last)]
+    write_whole(path, lambda file: encode(pictures, file, times, int(loop)))
     return path
 
 
 def check_animation(path: str | os.PathLike[str]) -> None:
     """Find out before the work whether :func:`animation` can write there; errors are the same."""
-    _animator(Path(path))
-    check_place(Path(path))
+    path = check_path("path", path)
+    _animator(path)
+    check_place(path)
 
 
 def _written_as(name: str, **extra: Any) -> Callable[..., None]:
@@ -232,7 +242,7 @@ def _laid_out(
     beside: Sequence[str] | None = None,
 ) -> Image.Image:
     """Pictures in cells: a text below each, above each column, beside each row."""
-    _check_whole("gap", gap, 0)
+    check_whole("gap", gap, 0, _WIDEST_GAP, "pixels")
     rows = math.ceil(len(pictures) / columns)
     width, height = (max(getattr(p, side) for p in pictures) for side in ("width", "height"))
     font = ImageFont.load_default(min(max(height // _PART_OF_CELL, _FONT_SIZES[0]), _FONT_SIZES[1]))
@@ -297,8 +307,3 @@ def _opened(images: Any) -> list[Image.Image]:
     if not isinstance(images, Sequence) or isinstance(images, str) or not images:
         raise ParameterError(f"expected a list of pictures, found {images!r:.80}")
     return [on_white(open_image(image)) for image in images]
-
-
-def _check_whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ParameterError(f"{name} must be a whole number from {least} on, not {value!r}")

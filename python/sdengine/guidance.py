@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from .errors import ParameterError
 
 Array = NDArray[np.float32]
 Interval = tuple[float, float]
+Norms = Literal["free", "token", "row"]
+NORMS: tuple[Norms, ...] = get_args(Norms)
 
 
 @dataclass(frozen=True)
@@ -150,10 +152,9 @@ class Guidance:
         perturbed_attention: see :class:`PerturbedAttention`.
         normalized_attention: see :class:`NormalizedAttention`.
         zero_star: see :class:`ZeroStar`; not with an image branch.
-        token_norms: each token of the guided prediction has the norm of the prompt's own (Qwen-Image, Wu et al. 2025,
-            arXiv 2508.02324); None is the model's own.
-        row_norms: every row of latents of the guided prediction has the norm of the prompt's own (diffusers'
-            Lumina2Pipeline, ``cfg_normalization``); None is the model's own, where a model is at hand, else False.
+        norms: what of the guided prediction has the norm of the prompt's own: "token", every token of the denoiser
+            (Qwen-Image, Wu et al. 2025, arXiv 2508.02324); "row", every row of latents (diffusers' Lumina2Pipeline,
+            ``cfg_normalization``); "free", nothing. None is the model's own way.
     """
 
     scale: float | Sequence[float] | None = None
@@ -167,19 +168,13 @@ class Guidance:
     perturbed_attention: PerturbedAttention | None = None
     normalized_attention: NormalizedAttention | None = None
     zero_star: ZeroStar | None = None
-    token_norms: bool | None = None
-    row_norms: bool | None = None
+    norms: Norms | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.scale, np.ndarray):  # compares entry by entry
             object.__setattr__(self, "scale", self.scale.tolist())
-        for name in ("token_norms", "row_norms"):
-            value = getattr(self, name)
-            if isinstance(value, str):  # of the command line
-                words: dict[str, Any] = {"yes": True, "no": False}
-                object.__setattr__(self, name, value := words.get(value, value))
-            if not isinstance(value, bool | None):
-                raise ParameterError(f"{name} must be True or False, not {value!r}")
+        if self.norms not in (None, *NORMS):
+            raise ParameterError(f"norms must be one of {', '.join(NORMS)}, not {self.norms!r}")
         try:
             self.native()
         except ParameterError:
@@ -231,7 +226,7 @@ class Guidance:
             nag=(nag.scale, nag.tau, nag.alpha) if nag else None,
             zero_steps=zero_star.zero_steps if zero_star else None,
             token_side=token_side,
-            row_norms=bool(self.row_norms),
+            row_norms=self.norms == "row",
         )
 
 

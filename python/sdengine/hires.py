@@ -6,10 +6,9 @@ defaults are those of A1111; see docs/large-pictures.md.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from . import _core
+from .checks import check_number, check_path, check_whole
 from .errors import ParameterError
 from .interpolation import enlarge
 from .sampling import resolve_names
@@ -167,10 +167,11 @@ def read(own: Mapping[str, Any], width: int, height: int, grid: int, pictures: i
     Raises:
         ParameterError: one is out of range.
     """
-    _number("hires_strength", own["hires_strength"], 0.0, 1.0)
-    _number("hires_guidance_scale", own["hires_guidance_scale"], 0.0, 1000.0)
+    for name, most in (("hires_strength", 1.0), ("hires_guidance_scale", 1000.0)):
+        if own[name] is not None:
+            check_number(name, own[name], 0.0, most)
     if own["hires_steps"] is not None:
-        _whole("hires_steps", own["hires_steps"], 0, MOST_STEPS)
+        check_whole("hires_steps", own["hires_steps"], 0, MOST_STEPS)
     sampler, schedule = own["hires_sampler"], own["hires_schedule"]
     sampler, implied = (None, None) if sampler is None else resolve_names(sampler)
     if schedule is not None:
@@ -199,12 +200,12 @@ def _size(own: Mapping[str, Any], width: int, height: int, grid: int) -> tuple[i
     """Width and height of the result; one that is not given follows from the other."""
     scale, wide, high = (own[name] for name in OPTIONS[:3])
     if scale is not None:
-        _number("hires_scale", scale, 1.0, LARGEST_SCALE)
+        check_number("hires_scale", scale, 1.0, LARGEST_SCALE)
         return int(width * scale) // grid * grid, int(height * scale) // grid * grid
     for name, value in (("hires_width", wide), ("hires_height", high)):
         if value is None:
             continue
-        _whole(name, value, grid, 2**16)
+        check_whole(name, value, grid, 2**16)
         if value % grid:
             raise ParameterError(f"{name} must be a multiple of {grid}, not {value}")
     if high is None:
@@ -219,12 +220,12 @@ def _upscaler_name(given: Any) -> str:
         return UPSCALER
     if isinstance(given, Upscaler):
         return str(given.plan.network.path)
-    if not isinstance(given, str | PathLike):
+    if not isinstance(given, str | os.PathLike):
         raise ParameterError(
-            f"hires_upscaler must be a name, the path of an upscaler or a loaded one, not {given!r}"
+            f"hires_upscaler must be a name, the path of an upscaler or a loaded one, not {given!r:.80}"
         )
-    name = canonical(str(given))
-    if not is_known(name) and not Path(given).is_file():
+    name = canonical(str(check_path("hires_upscaler", given)))
+    if not is_known(name) and not os.path.isfile(given):
         known = ", ".join((*LATENT, *PIXELS))
         raise ParameterError(
             f"hires_upscaler {str(given)!r} is no file, and none of {known}; give one of these, or"
@@ -255,20 +256,6 @@ def _texts(name: str, given: Any, pictures: int) -> tuple[str, ...] | None:
             f"{name}: {len(listed)} texts do not fit batch_size {pictures}; give one or as many"
         )
     return tuple(listed)
-
-
-def _number(name: str, value: Any, low: float, high: float) -> None:
-    if value is None:
-        return
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not low <= float(value) <= high:
-        raise ParameterError(f"{name} must be a number from {low:g} to {high:g}, not {value!r}")
-
-
-def _whole(name: str, value: Any, low: int, high: int) -> None:
-    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not is_whole or not low <= int(value) <= high:
-        raise ParameterError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
 
 
 # ------------------------------ between the passes

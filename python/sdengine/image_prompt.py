@@ -22,7 +22,6 @@ from .stores import make_store
 Array = NDArray[np.float32]
 AnyPath = str | PathLike[str]
 
-MOST_SCALE = 10.0
 # Mean and deviation of the colours that CLIP was trained on (openai/CLIP, `_transform`).
 _MEAN = np.asarray([0.48145466, 0.4578275, 0.40821073], np.float32)
 _DEVIATION = np.asarray([0.26862954, 0.26130258, 0.27577711], np.float32)
@@ -90,15 +89,10 @@ class LoadedImagePrompt:
         """The tokens of the options ``ip_images`` and ``ip_scale`` for `count` pictures; None at scale 0.
 
         Raises:
-            ParameterError: pictures are missing or too many, or the scale is out of range.
+            ParameterError: pictures are missing or too many.
             FormatError: something is not a picture.
         """
         scale = 1.0 if given["ip_scale"] is None else given["ip_scale"]
-        is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
-        if not is_number or not 0.0 <= scale <= MOST_SCALE:
-            raise ParameterError(
-                f"ip_scale must be a number between 0 and {MOST_SCALE:g}, not {scale!r}"
-            )
         if scale == 0.0:
             return None
         pictures = given["ip_images"]

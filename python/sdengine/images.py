@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
+from sdengine.checks import check_choice, check_path, check_whole
 from sdengine.errors import (
     FormatError,
     NumericError,
@@ -132,8 +133,7 @@ def resize(image: Image.Image, size: tuple[int, int], mode: str = "crop") -> Ima
     Raises:
         ParameterError: `size` or `mode` is out of range.
     """
-    if mode not in RESIZE_MODES:
-        raise ParameterError(f"resize mode must be {', '.join(RESIZE_MODES)}, not {mode!r}")
+    check_choice("resize_mode", mode, RESIZE_MODES)
     width, height = size
     if not (1 <= width <= 65535 and 1 <= height <= 65535):
         raise ParameterError(f"width and height must be 1 to 65535, not {width}x{height}")
@@ -205,10 +205,9 @@ def save(
         ParameterError: the suffix or `quality` is out of range, or `parameters` do not fit.
         OutputError: the file cannot be written; nothing was left behind.
     """
-    path = Path(path)
+    path = check_path("path", path)
     encode = _encoder(path)
-    if not 1 <= quality <= 100:
-        raise ParameterError(f"quality must be 1 to 100, not {quality}")
+    check_whole("quality", quality, 1, 100)
     text = None if parameters is None else parameters.encode("utf-8", "replace").decode()
     write_whole(path, lambda file: encode(image, file, text, quality, lossless))
     return path
@@ -221,7 +220,7 @@ def check_output(path: str | os.PathLike[str]) -> None:
         ParameterError: the suffix is not supported.
         OutputError: the folder is missing, or nothing may be written in it.
     """
-    path = Path(path)
+    path = check_path("path", path)
     _encoder(path)
     check_place(path)
 

@@ -39,7 +39,8 @@ def _resampling(points: int, wanted: int, mode: str, antialias: bool) -> NDArray
         centre = (i + 0.5) * scale - 0.5
         first = int(np.floor(centre - reach * stretch)) + 1
         near = np.arange(first, int(np.floor(centre + reach * stretch)) + 1)
-        weights = _kernel((near - centre) / stretch, mode, -0.5 if antialias else -0.75)
+        distance = np.asarray((near - centre) / stretch, np.float64)
+        weights = _kernel(distance, mode, -0.5 if antialias else -0.75)
         if antialias:  # what lies outside is left out, and the rest counts for it
             inside = (near >= 0) & (near < points)
             near, weights = near[inside], weights[inside] / weights[inside].sum()

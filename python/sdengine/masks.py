@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, Final
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from . import images
+from .checks import check_choice, check_flag, check_number, check_whole
 from .errors import ParameterError, UnwiseWarning
 
 Array = NDArray[np.float32]
@@ -49,20 +49,11 @@ class MaskOptions:
             ParameterError: one is out of range.
         """
         options = cls(**{name: given[name] for name in cls.__dataclass_fields__})
-        blur, padding = options.mask_blur, options.mask_padding
-        if isinstance(blur, bool) or not isinstance(blur, Real) or not 0 <= blur <= MAX_BLUR:
-            raise ParameterError(f"mask_blur must be 0 to {MAX_BLUR:g} pixels, not {blur!r}")
-        whole = isinstance(padding, Integral) and not isinstance(padding, bool)
-        if not whole or not 0 <= padding <= MAX_PADDING:
-            raise ParameterError(f"mask_padding must be 0 to {MAX_PADDING} pixels, not {padding!r}")
-        if options.mask_fill not in FILLS:
-            listed = ", ".join(map(repr, FILLS))
-            raise ParameterError(f"mask_fill must be one of {listed}, not {options.mask_fill!r}")
+        check_number("mask_blur", options.mask_blur, 0.0, MAX_BLUR)
+        check_whole("mask_padding", options.mask_padding, 0, MAX_PADDING, "pixels")
+        check_choice("mask_fill", options.mask_fill, FILLS)
         for name in ("invert_mask", "only_masked", "differential"):
-            if not isinstance(getattr(options, name), bool):
-                raise ParameterError(
-                    f"{name} must be True or False, not {getattr(options, name)!r}"
-                )
+            check_flag(name, getattr(options, name))
         return options
 
     def check_used(self, masked: bool, strength: float) -> None:

@@ -261,7 +261,6 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field("perturbed_attention", "Perturbed attention", *_RECORD),
     Field("normalized_attention", "Normalized attention", *_RECORD),
     Field("zero_star", "CFG-Zero star", *_RECORD),
-    Field("token_norms", "CFG token norms", _yes_no, _bool),
-    Field("row_norms", "CFG row norms", _yes_no, _bool),
+    Field("norms", "CFG norms", str, str),
 )
 BY_LABEL: Final = {field.label: field for field in FIELDS}

@@ -215,7 +215,7 @@ GUIDANCE_KINDS: dict[str, Any] = {
     "zero_star": ZeroStar,
 }
 """Field of :class:`sdengine.Guidance` -> its class."""
-_PLAIN = ("interval", "token_norms", "row_norms")
+_PLAIN = ("interval", "norms")
 
 DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(GenerateOptions.__annotations__),

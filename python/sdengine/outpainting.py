@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any, Final
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from . import images
+from .checks import check_choice, check_whole
 from .errors import ParameterError
 from .images import ImageLike
 from .masks import listed, surroundings
@@ -70,11 +70,9 @@ def outpaint(
             raise ParameterError("give aspect_ratio, or pixels to add, and not both")
         sides = sides_for(picture.size, parse_ratio(aspect_ratio))
     for name, pixels in zip(("left", "right", "top", "bottom"), sides, strict=True):
-        _check(name, pixels, MAX_SIDE)
-    _check("feather", feather, MAX_FEATHER)
-    if fill not in CANVAS_FILLS:
-        listed_fills = ", ".join(map(repr, CANVAS_FILLS))
-        raise ParameterError(f"fill must be one of {listed_fills}, not {fill!r}")
+        check_whole(name, pixels, 0, MAX_SIDE, "pixels")
+    check_whole("feather", feather, 0, MAX_FEATHER, "pixels")
+    check_choice("fill", fill, CANVAS_FILLS)
     left, right, top, bottom = sides
     size = (picture.width + left + right, picture.height + top + bottom)
     if not any(sides):
@@ -163,9 +161,3 @@ def _mask(size: tuple[int, int], sides: Sides, feather: int) -> Image.Image:
     inside = np.clip(1.0 - distance / max(feather, 0.5), 0.0, 1.0)
     whole = np.pad(inside, [(top, bottom), (left, right)], constant_values=1.0)
     return Image.fromarray(np.rint(whole * 255).astype(np.uint8))
-
-
-def _check(name: str, value: object, most: int) -> None:
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not whole or not 0 <= value <= most:  # type: ignore[operator]
-        raise ParameterError(f"{name} must be 0 to {most} pixels, not {value!r}")

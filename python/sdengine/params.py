@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from numbers import Integral, Real
 from typing import Any
 
 from . import prompt as prompts
+from .checks import check_choice, check_flag, check_number, check_whole
+from .control_options import MOST_SCALE
 from .errors import ParameterError
 from .families import Defaults, SizeConditioning
 from .guidance import Guidance
@@ -105,8 +106,10 @@ class GenerateParameters:
             ParameterError: a value is out of range.
         """
         compat = _compat(given["compat"])
-        sampler, implied = resolve_names(given["sampler"] or defaults.sampler)
-        _, schedule = resolve_names(sampler, given["schedule"] or implied or defaults.schedule)
+        sampler, implied = resolve_names(_or(given["sampler"], defaults.sampler))
+        _, schedule = resolve_names(
+            sampler, _or(given["schedule"], _or(implied, defaults.schedule))
+        )
         assert schedule is not None
         values = {
             **given,
@@ -292,28 +295,39 @@ def _compat(name: object) -> Compat:
     return COMPAT[name]
 
 
-def _check(values: Mapping[str, Any], factor: int) -> None:
+def check_size(given: Mapping[str, Any], grid: int) -> None:
+    """Check the width and the height among the options of a generation, where they are given.
+
+    Raises:
+        ParameterError: one is no multiple of `grid` from `grid` to :data:`MAX_SIDE`.
+    """
     for name in ("width", "height"):
-        value = values[name]
-        _whole(name, value, factor, MAX_SIDE)
-        if value % factor:
+        value = given[name]
+        if value is None:
+            continue
+        check_whole(name, value, grid, MAX_SIDE)
+        if value % grid:
             raise ParameterError(
-                f"{name} must be a multiple of {factor}, not {value};"
-                f" the nearest are {value // factor * factor} and {(value // factor + 1) * factor}"
+                f"{name} must be a multiple of {grid}, not {value};"
+                f" the nearest are {value // grid * grid} and {(value // grid + 1) * grid}"
             )
-    _whole("steps", values["steps"], 1, MAX_STEPS)
-    _whole("batch_size", values["batch_size"], 1, MAX_BATCH)
-    _whole("seed", values["seed"], 0, MAX_SEED - int(values["batch_size"]))
+
+
+def _check(values: Mapping[str, Any], grid: int) -> None:
+    check_size(values, grid)
+    check_whole("steps", values["steps"], 1, MAX_STEPS)
+    check_whole("batch_size", values["batch_size"], 1, MAX_BATCH)
+    check_whole("seed", values["seed"], 0, MAX_SEED - int(values["batch_size"]))
     if values["clip_skip"] is not None:
-        _whole("clip_skip", values["clip_skip"], 1, 100)
+        check_whole("clip_skip", values["clip_skip"], 1, 100)
     if values["order"] is not None:
-        _whole("order", values["order"], 1, 4)
-    if not isinstance(values["brownian"], bool | None):
-        raise ParameterError(f"brownian must be True, False or None, not {values['brownian']!r}")
+        check_whole("order", values["order"], 1, 4)
+    if values["brownian"] is not None:
+        check_flag("brownian", values["brownian"])
     if not isinstance(values["s_tmax"], float) or values["s_tmax"] != math.inf:
-        _number("s_tmax", values["s_tmax"], 0.0, 1e9)
+        check_number("s_tmax", values["s_tmax"], 0.0, 1e9)
     if values["variation_seed"] is not None:
-        _whole("variation_seed", values["variation_seed"], 0, MAX_SEED)
+        check_whole("variation_seed", values["variation_seed"], 0, MAX_SEED)
     for name, low, high in (
         ("eta", 0.0, 10.0),
         ("shift", 0.01, 100.0),
@@ -322,19 +336,18 @@ def _check(values: Mapping[str, Any], factor: int) -> None:
         ("s_tmin", 0.0, 1e6),
         ("variation_strength", 0.0, 1.0),
         ("strength", 0.0, 1.0),
+        ("ip_scale", 0.0, MOST_SCALE),
         ("denoising_start", 0.0, 1.0),
         ("denoising_end", 0.0, 1.0),
     ):
         if values[name] is not None:
-            _number(name, values[name], low, high)
+            check_number(name, values[name], low, high)
     for name, choices in (
         ("weighting", prompts.RULES),
         ("noise", KINDS),
         ("seamless", tuple(SEAMLESS)),
     ):
-        if not isinstance(values[name], str) or values[name] not in choices:
-            listed = ", ".join(map(repr, choices))
-            raise ParameterError(f"{name} must be one of {listed}, not {values[name]!r}")
+        check_choice(name, values[name], choices)
     if values["sigmas"] is not None and values["timesteps"] is not None:
         raise ParameterError("give sigmas or timesteps, not both")
     start, end = values["denoising_start"], values["denoising_end"]
@@ -373,7 +386,7 @@ def size_values(
             raise ParameterError(
                 f"{argument} has no {name!r}; the names are {', '.join(layout.names)}"
             )
-        _number(f"{argument}[{name!r}]", value, 0.0, 1e6)
+        check_number(f"{argument}[{name!r}]", value, 0.0, 1e6)
     return {name: float({**usual, **named}[name]) for name in layout.names}
 
 
@@ -415,16 +428,3 @@ def _listed(name: str, value: Sequence[float] | None) -> tuple[Any, ...] | None:
 
 def _or(value: Any, otherwise: Any) -> Any:
     return otherwise if value is None else value
-
-
-def _whole(name: str, value: object, low: int, high: int) -> None:
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not whole or not low <= int(value) <= high:  # type: ignore[call-overload]
-        raise ParameterError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
-
-
-def _number(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or value != value:
-        raise ParameterError(f"{name} must be a number, not {value!r}")
-    if not low <= value <= high:  # type: ignore[operator]  # a whole number may be too large for a float
-        raise ParameterError(f"{name} must lie between {low:g} and {high:g}, not {value!r:.40}")

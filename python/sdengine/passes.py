@@ -92,7 +92,7 @@ def refined(
 ) -> Result:
     """SDXL's ensemble of experts: `base` does the first part of the noise schedule, `refiner` the rest.
 
-    Both run over the same steps, sampler and seed; the refiner takes its own defaults for everything else.
+    Both run over the same steps, sampler, seed and tiles; the refiner takes its own defaults for everything else.
     """
     if any(options.get(name) is not None for name in hires.OPTIONS):
         raise ParameterError(
@@ -117,6 +117,8 @@ def refined(
             "seed",
             "batch_size",
             "seamless",
+            "noise",
+            "compat",
         )
     }
     if options.get("mask") is not None or options.get("outpaint") is not None:
@@ -124,7 +126,8 @@ def refined(
         shared |= {name: options[name] for name in PAINTING if name in options}
     if prompt is not None:  # the base model's LoRAs are none of the refiner's
         prompt = [extract_loras(text)[0] for text in texts("prompt", prompt)]
-    rest = {"latents": first.latents, "denoising_start": cut, "tile": options.get("tile")}
+    rest = {"latents": first.latents, "denoising_start": cut}
+    rest |= {name: options.get(name) for name in ("tile", "tiled_diffusion")}
     second = begin(refiner, prompt, negative_prompt, {**shared, **rest}, token)
     result = finish(second, callback).result()
     named = [{**of_one, "refiner": refiner.plan.path.stem} for of_one in first.metadata()]

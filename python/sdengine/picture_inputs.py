@@ -16,6 +16,7 @@ from PIL import Image
 
 from . import _core, images
 from .autoencoder import Autoencoder
+from .checks import check_flag
 from .errors import ParameterError
 from .families.settings import References
 from .loading import ModelPlan
@@ -68,8 +69,7 @@ def take_references(plan: ModelPlan, given: dict[str, Any]) -> tuple[Reference, 
                     f"{plan.title} looks at its image and starts from noise: leave strength out"
                 )
     rule, resized = plan.family.references, given["resize_references"]
-    if not isinstance(resized, bool):
-        raise ParameterError(f"resize_references must be True or False, not {resized!r}")
+    check_flag("resize_references", resized)
     if chosen is None:
         if edits:
             raise ParameterError(

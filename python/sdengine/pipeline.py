@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,19 +16,18 @@ from PIL import Image
 from . import _core, generation, images, passes, previews
 from .adapters import Lora, LoraLike, Loras, as_loras, widened
 from .autoencoder import Autoencoder
+from .checks import check_choice, check_path
 from .conditioning import Conditioning, of_equal_length, stack_texts
 from .control import ControlNet, LoadedControl
 from .devices import open_device
 from .embeddings import Embeddings, read_embedding, read_embeddings
 from .errors import ParameterError
 from .events import Callback
-from .families import TextUse
 from .image_prompt import LoadedImagePrompt
 from .loading import plan_model
 from .loading.plan import Autoencoders, plan_preview_vae
 from .loading.text_parts import TextEncoders as TextEncoderPaths
-from .loading.text_parts import Tokenizers, given_tokenizer
-from .loading.tokenizer_source import LAYOUTS
+from .loading.text_parts import Tokenizers
 from .loading.weight_types import check_type
 from .options import GenerateOptions, Texts, checked_latents, texts
 from .params import SEAMLESS, size_values
@@ -39,15 +38,8 @@ from .resolutions import resolutions
 from .results import Result
 from .run import Run, RunInputs
 from .stores import make_store
-from .text_encoders import (
-    AbsentEncoder,
-    ClipEncoder,
-    Encoder,
-    Eyes,
-    LanguageModelEncoder,
-    TextEncoders,
-)
-from .tokenizers import ClipTokenizer, load_clip_tokenizer, load_text_tokenizer
+from .text_encoders import TextEncoders, open_encoders
+from .tokenizers import ClipTokenizer
 from .tokenizers.text import TextTokenizer
 
 if TYPE_CHECKING:
@@ -121,12 +113,12 @@ class Pipeline:
         }
         self._device = open_device(source.device, source.threads)
         self.text_encoders = TextEncoders(
-            [self._text_encoder(use, weight_type) for use in plan.family.text],
+            open_encoders(plan, source.tokenizer, self._device, weight_type),
             plan.context_width,
             make_cache(source.prompt_cache),
             encoders_identity(plan, weight_type, source.device),
         )
-        for embedding in read_embeddings(source.embeddings or {}):
+        for embedding in read_embeddings({} if source.embeddings is None else source.embeddings):
             self.text_encoders.add_embedding(embedding)
         self.vae = Autoencoder(
             plan.components["vae"], plan.latents.factor, self._device, weight_type
@@ -154,43 +146,12 @@ class Pipeline:
         encoders = self.text_encoders.encoders
         networks = {e.use.component: e.network for e in encoders if e.network}
         networks[plan.family.denoiser] = self.denoiser
-        folder = None if source.lora_dir is None else Path(source.lora_dir)
-        if folder is not None and not folder.is_dir():
+        folder = None if source.lora_dir is None else check_path("lora_dir", source.lora_dir)
+        if folder is not None and not os.path.isdir(folder):
             raise ParameterError(f"lora_dir: {folder} is no folder")
         self.adapters = Loras(plan, networks, folder, self.text_encoders.knowing)
         self.set_loras(source.loras)
         self._running: set[_core.CancelToken] = set()
-
-    def _text_encoder(self, use: TextUse, weight_type: str | None) -> Encoder[Any]:
-        if use.component not in self.plan.components:
-            return AbsentEncoder(use, LAYOUTS[self.plan.family.tokenizers[use.component]])
-        part, found = self.plan.components[use.component], self.plan.tokenizers[use.component]
-        given = given_tokenizer(self.plan.family, self.source.tokenizer, use.component)
-        if found.kind in LAYOUTS:
-            layout = LAYOUTS[found.kind]
-            if isinstance(given, ClipTokenizer):
-                raise ParameterError(f"{self.plan.title} does not read with a CLIP tokenizer")
-            words = (
-                found.open_text()
-                if given is None
-                else load_text_tokenizer(Path(given), layout.added)
-            )
-            sighted = LAYOUTS[use.sight.layout] if use.sight else None
-            eyes = self._eyes(use, weight_type)
-            return LanguageModelEncoder(
-                part, use, words, layout, self._device, weight_type, eyes, sighted
-            )
-        if isinstance(given, ClipTokenizer):
-            tokenizer = given
-        else:
-            tokenizer = found.open() if given is None else load_clip_tokenizer(Path(given))
-        return ClipEncoder(part, use, tokenizer, self._device, weight_type)
-
-    def _eyes(self, use: TextUse, weight_type: str | None) -> Eyes | None:
-        """The vision encoder of a text encoder that has one."""
-        if use.sight is None or use.sight.component not in self.plan.components:
-            return None
-        return Eyes(self.plan.components[use.sight.component], self._device, weight_type)
 
     def __repr__(self) -> str:
         return f"<sdengine.Pipeline {self.plan.title} from {str(self.plan.path)!r}>"
@@ -379,7 +340,7 @@ class Pipeline:
         count = latents.shape[0]
         try:
             steps = np.broadcast_to(np.asarray(timestep, np.float32), (count,))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ParameterError(
                 f"timestep must be one number or {count} of them, not {timestep!r}"
             ) from None
@@ -459,10 +420,8 @@ class Pipeline:
             ParameterError: shapes that do not fit.
             NumericError: the autoencoder produced NaN or infinity.
         """
-        if output_type not in ("pil", "numpy"):
-            raise ParameterError(f"output_type must be 'pil' or 'numpy', not {output_type!r}")
-        if not isinstance(seamless, str) or seamless not in SEAMLESS:
-            raise ParameterError(f"seamless must be '', 'x', 'y' or 'xy', not {seamless!r}")
+        check_choice("output_type", output_type, ("pil", "numpy"))
+        check_choice("seamless", seamless, SEAMLESS)
         array = checked_latents("latents", latents)
         with self.running() as token:
             pictures = self.vae.decode(array, tile, token, circular=SEAMLESS[seamless])
@@ -500,8 +459,7 @@ class Pipeline:
         return self._pictures(self.preview_vae, latents, seamless)
 
     def _pictures(self, vae: Autoencoder, latents: Array, seamless: str) -> list[Image.Image]:
-        if not isinstance(seamless, str) or seamless not in SEAMLESS:
-            raise ParameterError(f"seamless must be '', 'x', 'y' or 'xy', not {seamless!r}")
+        check_choice("seamless", seamless, SEAMLESS)
         array = checked_latents("latents", latents)
         with self.running() as token:
             return images.to_pil(vae.decode(array, None, token, circular=SEAMLESS[seamless]))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from . import images
+from .checks import check_number
 from .errors import ParameterError
 from .images import ImageLike
 
@@ -33,7 +34,8 @@ _TRUNCATE = 4.0  # a Gaussian is cut off at so many standard deviations
 def canny(image: ImageLike, low: float = 100.0, high: float = 200.0) -> Image.Image:
     """White edges on black, one pixel wide (Canny 1986, "A Computational Approach to Edge Detection").
 
-    Gradients are Sobel's, 3 x 3, their magnitude is |x| + |y|; no smoothing.
+    Gradients are Sobel's, 3 x 3, their magnitude is |x| + |y|; no smoothing. Each pixel's is that of the colour in
+    which it is largest, as in OpenCV, so that red and blue of one brightness have an edge between them.
 
     Args:
         image: the picture.
@@ -43,9 +45,12 @@ def canny(image: ImageLike, low: float = 100.0, high: float = 200.0) -> Image.Im
     Raises:
         ParameterError: a threshold is out of range.
     """
-    _check("high", high, 0.0, 2000.0)
-    _check("low", low, 0.0, high)
-    x, y = _sobel(_grey(image))
+    check_number("high", high, 0.0, 2000.0)
+    check_number("low", low, 0.0, high)
+    colours = _colours(image)
+    of_each = np.array([_sobel(colours[..., c]) for c in range(3)])  # [3, (x, y), H, W]
+    strongest = np.abs(of_each).sum(axis=1).argmax(axis=0)
+    x, y = np.take_along_axis(of_each, strongest[None, None], 0)[0]
     magnitude = np.abs(x) + np.abs(y)
     edges = _thinned(magnitude, x, y)
     return _picture(_connected(edges & (magnitude > low), edges & (magnitude > high)) * 255.0)
@@ -109,9 +114,9 @@ def scribble(
     Raises:
         ParameterError: a number is out of range.
     """
-    _check("threshold", threshold, 0.0, 255.0)
-    _check("wide", wide, 0.01, 100.0)
-    _check("narrow", narrow, 0.01, wide)
+    check_number("threshold", threshold, 0.0, 255.0)
+    check_number("wide", wide, 0.01, 100.0)
+    check_number("narrow", narrow, 0.01, wide)
     colours = _colours(image)
     darker = (_gaussian(colours, wide) - _gaussian(colours, narrow)).min(axis=2)
     return _picture((2.0 * darker > threshold) * 255.0)
@@ -128,8 +133,8 @@ def lineart(image: ImageLike, sigma: float = 6.0, threshold: float = 8.0) -> Ima
     Raises:
         ParameterError: a number is out of range.
     """
-    _check("sigma", sigma, 0.01, 100.0)
-    _check("threshold", threshold, 0.0, 255.0)
+    check_number("sigma", sigma, 0.01, 100.0)
+    check_number("threshold", threshold, 0.0, 255.0)
     colours = _colours(image)
     darker = (_gaussian(colours, sigma) - colours).min(axis=2).clip(0.0, 255.0)
     lines = darker[darker > threshold]
@@ -144,7 +149,7 @@ def threshold(image: ImageLike, level: float = 127.0) -> Image.Image:
     Raises:
         ParameterError: `level` is out of range.
     """
-    _check("level", level, 0.0, 255.0)
+    check_number("level", level, 0.0, 255.0)
     return _picture((_grey(image) > level) * 255.0)
 
 
@@ -217,7 +222,7 @@ def tile(image: ImageLike, factor: float = 8.0) -> Image.Image:
     Raises:
         ParameterError: `factor` is out of range.
     """
-    _check("factor", factor, 1.0, 64.0)
+    check_number("factor", factor, 1.0, 64.0)
     picture = images.on_white(images.open_image(image))
     small = (
         max(1, round(picture.width / factor)),
@@ -234,7 +239,7 @@ def blur(image: ImageLike, sigma: float = 9.0) -> Image.Image:
     Raises:
         ParameterError: `sigma` is out of range.
     """
-    _check("sigma", sigma, 0.01, 100.0)
+    check_number("sigma", sigma, 0.01, 100.0)
     return _picture(_gaussian(_colours(image), sigma))
 
 
@@ -267,8 +272,8 @@ def normal(
     Raises:
         ParameterError: a number is out of range, or no depth map.
     """
-    _check("strength", strength, 1e-6, 1000.0)
-    _check("background", background, 0.0, 1.0)
+    check_number("strength", strength, 1e-6, 1000.0)
+    check_number("background", background, 0.0, 1.0)
     near = _depth(values)
     sobel_sum = 8.0  # of the filter's weights: its answer to a slope of one per pixel
     x, y = (slope / sobel_sum * near.shape[1] * strength for slope in _sobel(near))
@@ -382,12 +387,6 @@ def _external(name: str) -> Preprocessor:
 
 
 # ------------------------------------------------------------------------------------------ parts
-def _check(name: str, value: float, low: float, high: float) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high:
-        raise ParameterError(f"{name} must be a number between {low:g} and {high:g}, not {value!r}")
-
-
 def _colours(image: ImageLike) -> Array:
     """``[H, W, 3]``, 0 to 255."""
     return np.asarray(images.on_white(images.open_image(image)), np.float32)

@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from sdengine.checks import check_whole
 from sdengine.errors import ParameterError
+from sdengine.text_encoders.base import MAX_BATCH
 
 if TYPE_CHECKING:
     from sdengine.events import StepEvent
@@ -210,8 +212,8 @@ def check_method(method: str) -> str:
     Raises:
         ParameterError: there is none of this name.
     """
-    known = _OTHER_NAMES.get(method, method) if isinstance(method, str) else method
-    if known not in METHODS:
+    known = _OTHER_NAMES.get(method, method) if isinstance(method, str) else None
+    if known is None or known not in METHODS:
         raise ParameterError(f"there is no preview {method!r}; choose one of {', '.join(METHODS)}")
     return known
 
@@ -243,10 +245,8 @@ class Frames:
         Raises:
             ParameterError: an argument is out of range.
         """
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ParameterError(f"every must be a whole number of steps from 1 on, not {every!r}")
-        if isinstance(index, bool) or not isinstance(index, int) or index < 0:
-            raise ParameterError(f"index must be a whole number from 0 on, not {index!r}")
+        check_whole("every", every, 1, 1000, "steps")
+        check_whole("index", index, 0, MAX_BATCH - 1)
         self._every, self._noisy, self._index = every, noisy, index
         self._method = None if method is None else check_method(method)
         self.images: list[Image.Image] = []

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from . import _core
 from .errors import ParameterError
-from .loading.new_gguf import new_file
+from .output import new_file
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline

@@ -22,7 +22,8 @@ from typing import Any, Literal
 import numpy as np
 
 from . import _core
-from .errors import OutputError, ParameterError
+from .checks import check_path
+from .errors import OutputError
 from .loading import ComponentPlan, ModelPlan
 from .output import write_whole
 from .text_encoders.base import EncodedText
@@ -134,9 +135,7 @@ def make_cache(given: str | os.PathLike[str] | Literal[False] | None) -> PromptC
     """
     if given is False:
         return None
-    if isinstance(given, bool) or not isinstance(given, str | os.PathLike | None):
-        raise ParameterError(f"prompt_cache must be a folder, None or False, not {given!r}")
-    return PromptCache(None if given is None else Path(given))
+    return PromptCache(None if given is None else check_path("prompt_cache", given))
 
 
 # ------------------------------ keys

@@ -70,7 +70,8 @@ def parse_ratio(value: object) -> float:
     """
     ratio = math.nan
     if isinstance(value, Real) and not isinstance(value, bool):
-        ratio = float(value)
+        with suppress(OverflowError):
+            ratio = float(value)
     elif isinstance(value, str):
         pair = _RATIO.fullmatch(value)
         with suppress(ValueError, ZeroDivisionError):

@@ -14,6 +14,7 @@ from PIL import Image
 from . import _core, images
 from .adapters import Lora
 from .branches import Phases
+from .checks import check_number
 from .control_options import ControlInput
 from .devices import peak_memory
 from .errors import ParameterError
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from .pipeline import Pipeline
 
 Array = NDArray[np.float32]
+
+MAX_SIGMA = 1e6
+"""More noise than any model knows."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +229,11 @@ class Run:
             latents: float32 ``[N, C, h, w]``, clean or with noise.
             method: as for :meth:`preview`.
             sigma: level of the noise in them.
+
+        Raises:
+            ParameterError: as :meth:`preview`; or `sigma` is negative.
         """
+        check_number("sigma", sigma, 0.0, MAX_SIGMA)
         if sigma > 0.0:
             scale = plan_steps(self._pipeline.plan, self.parameters).prediction.input_scale
             latents = latents * np.float32(scale(sigma) / scale(0.0))
@@ -340,5 +348,4 @@ def _unpickled(source: Any, inputs: RunInputs, state: bytes, times: Times) -> Ru
 
 def _token_side(plan: ModelPlan, parameters: GenerateParameters) -> int:
     """Side in latents of the tokens whose norms guidance keeps; 0 where it keeps none."""
-    kept = parameters.guidance.token_norms
-    return plan.family.patch if (plan.family.token_norms if kept is None else kept) else 0
+    return plan.family.patch if parameters.guidance.norms == "token" else 0

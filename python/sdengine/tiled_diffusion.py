@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any, Literal, get_args
 
+from .checks import check_choice
 from .errors import ParameterError
 
 Weights = Literal["gaussian", "uniform"]
@@ -42,10 +43,7 @@ class TiledDiffusion:
     def __post_init__(self) -> None:
         self._check("size", STEP, LARGEST)
         self._check("overlap", 0, (self.size or LARGEST) - STEP)
-        if self.weights not in get_args(Weights):
-            raise ParameterError(
-                f"tiled_diffusion: weights must be 'gaussian' or 'uniform', not {self.weights!r}"
-            )
+        check_choice("tiled_diffusion: weights", self.weights, get_args(Weights))
 
     def _check(self, name: str, low: int, high: int) -> None:
         value = getattr(self, name)

@@ -12,7 +12,7 @@ import torch
 
 import sdengine
 from sdengine import Lora
-from sdengine.adapters import find_applied, read_applied
+from sdengine.adapters import as_loras, find_applied, read_applied
 from sdengine.errors import FormatError, ParameterError, UnwiseWarning, WeightsError
 from sdengine.metadata import format_parameters, parse_parameters
 from sdengine.options import restored
@@ -147,6 +147,11 @@ def test_what_is_not_a_list_of_loras() -> None:
     assert find_applied("") == read_applied("") == ()
 
 
+def test_one_lora_needs_no_list() -> None:
+    assert as_loras(("ink.gguf", 0.5)) == as_loras([("ink.gguf", 0.5)]) == (Lora("ink.gguf", 0.5),)
+    assert as_loras(("ink.gguf", "wide.gguf")) == (Lora("ink.gguf"), Lora("wide.gguf"))
+
+
 def test_a_picture_says_what_was_applied(pipe: sdengine.Pipeline, lora_dir: Path) -> None:
     ink, wide = lora_dir / "ink.safetensors", lora_dir / "more" / "wide.safetensors"
     loras = [(ink, 0.8, 0.3), Lora(wide, [0.5, 0.4, 0.3, 0.2], start=0.25)]
@@ -236,6 +241,25 @@ def test_convert_merges_for_good(
     limit = {"f32": 1e-4, "q8_0": 0.05}[weight_type]
     assert relative_error(found, expected) <= limit
     assert relative_error(latents(pipe), expected) > 2 * limit
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler", "steps"),
+    [
+        ("Hyper-SD15-8steps-CFG-lora", None, 8),
+        ("Hyper-SD15-1step-lora", "tcd", 1),
+        ("TCD-SD15-LoRA", "tcd", 4),
+    ],
+)
+def test_recipes_of_other_publishers(
+    pipe: sdengine.Pipeline, lora_dir: Path, tmp_path: Path, name: str, sampler: str, steps: int
+) -> None:
+    path = tmp_path / f"{name}.safetensors"
+    path.write_bytes((lora_dir / "ink.safetensors").read_bytes())
+    used = pipe.start(PROMPT, seed=7, width=64, height=64, loras=[path]).parameters
+    assert used.steps == steps
+    assert sampler in (None, used.sampler)
+    assert used.guidance.scale <= pipe.plan.defaults.guidance
 
 
 # ------------------------------ bad input

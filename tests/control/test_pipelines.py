@@ -119,6 +119,20 @@ def test_two_networks_and_a_batch(folders: Folders) -> None:
     assert np.array_equal(left_out, scaled[:1])
 
 
+def test_sd2(folders: Folders) -> None:
+    expected = reference(
+        "StableDiffusionControlNetPipeline",
+        folders["sd2"],
+        image=FIRST,
+        parts=controlnets(folders, "sd2-control"),
+        guidance_scale=6.0,
+    )
+    pipe = sdengine.load(folders["sd2"], controlnets=folders["sd2-control"])
+    found = generate(pipe, 6.0, control_images=FIRST)
+    assert relative_error(found, expected) <= LIMIT
+    assert relative_error(generate(pipe, 6.0, control_scales=0), expected) > 10 * LIMIT
+
+
 def test_sdxl(folders: Folders) -> None:
     expected = reference(
         "StableDiffusionXLControlNetPipeline",

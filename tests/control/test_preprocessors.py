@@ -40,11 +40,23 @@ def test_canny_finds_the_outline_of_a_square() -> None:
     assert edges[15:25].sum(axis=1).tolist() == [2] * 10  # a line on each side, one pixel wide
 
 
+def test_canny_sees_colours_of_one_brightness() -> None:
+    pixels = np.full((40, 60, 3), (0, 0, 255), np.uint8)
+    pixels[10:30, 20:50] = (97, 0, 0)  # 29 of 255 in grey, both
+    edges = levels(preprocessors.canny(pixels))[..., 0] > 0
+    assert edges[15:25].sum(axis=1).tolist() == [2] * 10
+
+
 def test_canny_against_its_definition() -> None:
     """Gradients and connected components by scipy; the thinning by hand, pixel by pixel."""
     low, high = 60.0, 120.0
-    x = ndimage.sobel(GREY, 1, mode="nearest")
-    y = ndimage.sobel(GREY, 0, mode="nearest")
+    colours = np.moveaxis(np.asarray(picture(90, 70), np.float64), 2, 0)
+    xs, ys = (
+        np.stack([ndimage.sobel(colour, axis, mode="nearest") for colour in colours], axis=2)
+        for axis in (1, 0)
+    )
+    strongest = (np.abs(xs) + np.abs(ys)).argmax(axis=2)[..., None]
+    x, y = (np.take_along_axis(of, strongest, 2)[..., 0] for of in (xs, ys))
     magnitude = np.abs(x) + np.abs(y)
     padded = np.pad(magnitude, 1)
     steps = [(0, 1), (1, 1), (1, 0), (1, -1)]

@@ -98,7 +98,7 @@ def test_without_some_layers(model: torch.nn.Module, network: _core.Network) -> 
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("latents", (2, 4, 6, 10), "latents of"),
+        ("latents", (2, 4, 6, 10), "'latents' of"),
         ("latents", (2, 16, 6, 9), "multiples of 2"),
         ("timesteps", (3,), "'timesteps'"),
         ("context", (2, 7, 31), "context of"),
@@ -149,7 +149,7 @@ def test_text_to_image(pipe: sdengine.Pipeline, folder: Path, normalised: bool) 
     expected = of_diffusers(
         folder, PROMPT, NEGATIVE, guidance_scale=4.0, cfg_normalization=normalised
     )
-    guidance = None if normalised else Guidance(row_norms=False)
+    guidance = None if normalised else Guidance(norms="free")
     found = pipe.generate(PROMPT, NEGATIVE, steps=4, guidance=guidance, seed=SEED, **SIZE)
     assert relative_error(found.latents, expected) <= 1e-3
     assert found.image.size == (64, 96)

@@ -105,7 +105,7 @@ def test_without_some_blocks(model: torch.nn.Module, network: _core.Network) -> 
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("latents", (2, 16, 6, 10), "latents of"),
+        ("latents", (2, 16, 6, 10), "'latents' of"),
         ("latents", (2, 4, 6, 9), "multiples of 2"),
         ("timesteps", (3,), "'timesteps'"),
         ("context", (2, 7, 31), "context of"),

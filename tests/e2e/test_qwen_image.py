@@ -91,8 +91,8 @@ def test_the_base_model_looks_at_references_too(folder: Path) -> None:
 def test_norms_of_tokens_can_be_left_alone(folder: Path) -> None:
     pipe = sdengine.load(folder)
     kept = pipe.generate(PROMPT, **RUN)
-    plain = pipe.generate(PROMPT, guidance=sdengine.Guidance(token_norms=False), **RUN)
-    same = pipe.generate(PROMPT, guidance=sdengine.Guidance(token_norms=True), **RUN)
+    plain = pipe.generate(PROMPT, guidance=sdengine.Guidance(norms="free"), **RUN)
+    same = pipe.generate(PROMPT, guidance=sdengine.Guidance(norms="token"), **RUN)
     assert not np.allclose(kept.latents, plain.latents)
     np.testing.assert_array_equal(kept.latents, same.latents)
 

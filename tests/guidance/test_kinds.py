@@ -80,7 +80,7 @@ def test_row_norms(model: Model) -> None:
         norms = [np.linalg.norm(a, axis=-1, keepdims=True) for a in (wanted, guided)]
         return x - sigma * guided * norms[0] / norms[1]
 
-    check(model, Guidance(scale=6.0, row_norms=True), estimate, 2 * STEPS)
+    check(model, Guidance(scale=6.0, norms="row"), estimate, 2 * STEPS)
 
 
 def test_rescale(model: Model) -> None:
@@ -116,8 +116,8 @@ def test_norms_of_tokens(model: Model) -> None:
     np.testing.assert_array_equal(*alone)
     with pytest.raises(ParameterError, match="are no whole tokens of side 3"):
         model.start([POSITIVE, NEGATIVE], Guidance(scale=8.0), token_side=3)
-    with pytest.raises(ParameterError, match="token_norms must be True or False"):
-        Guidance(token_norms=2)
+    with pytest.raises(ParameterError, match="norms must be one of free, token, row"):
+        Guidance(norms=2)
 
 
 def test_adaptive_projection(model: Model) -> None:

@@ -333,7 +333,7 @@ def test_a_second_pass_in_tiles(pipe: sdengine.Pipeline) -> None:
         (60, "size must be a multiple of 8 from 8 to 512 latents, not 60"),
         ({"size": 16, "overlap": 16}, "overlap must be a multiple of 8 from 0 to 8 latents"),
         ({"overlap": -8}, "overlap must be"),
-        ({"weights": "flat"}, "weights must be 'gaussian' or 'uniform', not 'flat'"),
+        ({"weights": "flat"}, "weights must be one of 'gaussian', 'uniform', not 'flat'"),
     ],
 )
 def test_bad_tiles(pipe: sdengine.Pipeline, given: Any, message: str) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from sdengine.errors import OutputError
 from sdengine.formats import open_index
-from sdengine.loading.new_gguf import NewTensor, new_file, write_header
+from sdengine.loading.new_gguf import NewTensor, write_header
+from sdengine.output import new_file
 
 TENSORS = [
     NewTensor("plain", "f32", (3, 5), (3, 5)),

@@ -138,11 +138,15 @@ def test_nothing_known_is_grey() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("mask_blur", -1, "mask_blur must be 0 to 256 pixels, not -1"),
-        ("mask_blur", float("nan"), "mask_blur must be 0 to 256"),
-        ("mask_blur", "4", "mask_blur must be 0 to 256"),
-        ("mask_padding", 1.5, "mask_padding must be 0 to 4096 pixels, not 1.5"),
-        ("mask_padding", -1, "mask_padding must be 0 to 4096"),
+        ("mask_blur", -1, "mask_blur must be a number from 0 to 256, not -1"),
+        ("mask_blur", float("nan"), "mask_blur must be a number from 0 to 256"),
+        ("mask_blur", "4", "mask_blur must be a number from 0 to 256"),
+        (
+            "mask_padding",
+            1.5,
+            "mask_padding must be a whole number of pixels from 0 to 4096, not 1.5",
+        ),
+        ("mask_padding", -1, "mask_padding must be a whole number of pixels from 0 to 4096"),
         ("mask_fill", "fill", "mask_fill must be one of 'original', 'blur', 'noise', 'nothing'"),
         ("mask_fill", ["blur"], "mask_fill must be one of"),
         ("invert_mask", 1, "invert_mask must be True or False, not 1"),

@@ -102,10 +102,10 @@ def test_bad_options(value: Any) -> None:
     [
         ({}, "nothing to add to a picture of 20x10: give left, right, top or bottom"),
         ({"aspect_ratio": 2.0}, "nothing to add"),
-        ({"left": -1}, "left must be 0 to 8192 pixels, not -1"),
-        ({"top": 1.5}, "top must be 0 to 8192 pixels, not 1.5"),
+        ({"left": -1}, "left must be a whole number of pixels from 0 to 8192, not -1"),
+        ({"top": 1.5}, "top must be a whole number of pixels from 0 to 8192, not 1.5"),
         ({"left": 8190}, "a canvas has sides of at most 8192, not 8210x10"),
-        ({"left": 8, "feather": -1}, "feather must be 0 to 1024"),
+        ({"left": 8, "feather": -1}, "feather must be a whole number of pixels from 0 to 1024"),
         ({"left": 8, "fill": "pink"}, "fill must be one of 'blur', 'reflect', 'edge', not 'pink'"),
         ({"left": 8, "aspect_ratio": 1.0}, "and not both"),
         ({"aspect_ratio": "99:1"}, "aspect_ratio must be width over height"),

@@ -51,8 +51,26 @@ def test_sd1(sd1_folder: Path, tmp_path: Path, count: int) -> None:
     found = pipe.encode_prompt(POSITIVE, NEGATIVE)
     assert relative_error(found.context, positive.numpy()) <= LIMIT
     assert relative_error(found.negative_context, negative.numpy()) <= LIMIT
-    plain = sdengine.load(sd1_folder).encode_prompt(POSITIVE, NEGATIVE)
-    assert relative_error(found.context, plain.context) > 0.01
+    plain = sdengine.load(sd1_folder)
+    assert relative_error(found.context, plain.encode_prompt(POSITIVE, NEGATIVE).context) > 0.01
+    theirs.scheduler = diffusers.EulerDiscreteScheduler.from_config(theirs.scheduler.config)
+    theirs.set_progress_bar_config(disable=True)
+    expected = theirs(
+        POSITIVE,
+        negative_prompt=NEGATIVE,
+        num_inference_steps=4,
+        generator=torch.Generator().manual_seed(7),
+        output_type="latent",
+        height=64,
+        width=64,
+    ).images.numpy()
+    options: dict[str, Any] = {"steps": 4, "seed": 7, "sampler": "euler", "guidance_scale": 7.5}
+    ours, without = (
+        each.generate(POSITIVE, NEGATIVE, width=64, height=64, **options).latents
+        for each in (pipe, plain)
+    )
+    assert relative_error(ours, expected) <= 1e-3
+    assert relative_error(without, expected) > 1e-2
 
 
 @pytest.mark.parametrize("count", [1, 4])

@@ -104,7 +104,7 @@ def test_activations_beyond_half_precision(tmp_path: Path) -> None:
     [
         ("latents", (1, 4, 7, 8), "multiples of 2"),
         ("latents", (1, 5, 8, 8), "takes 'latents' of"),
-        ("reference", (2, 4, 8, 8), "takes 'reference' of"),
+        ("reference", (2, 4, 8, 8), "as many entries as the latents"),
         ("context", (1, 7, 20), "a context of"),
         ("timesteps", (2,), "takes 'timesteps'"),
     ],

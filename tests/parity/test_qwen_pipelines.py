@@ -101,6 +101,28 @@ def test_image_to_image(folder: Path) -> None:
     assert relative_error(found.latents, expected) <= LIMIT
 
 
+@pytest.mark.parametrize("strength", [1.0, 0.75])
+def test_inpainting(folder: Path, strength: float) -> None:
+    image = given_picture(64, 96, 1)
+    mask = Image.new("L", (64, 96))
+    mask.paste(255, (16, 16, 48, 64))
+    expected = reference(
+        folder,
+        "QwenImageInpaintPipeline",
+        image=image,
+        mask_image=mask,
+        strength=strength,
+        negative_prompt=NEGATIVE,
+        true_cfg_scale=4.0,
+    )
+    found = sdengine.load(folder).generate(
+        PROMPT, NEGATIVE, image=image, mask=mask, strength=strength, steps=4, seed=SEED
+    )
+    assert relative_error(found.latents, expected) <= LIMIT
+    kept = np.asarray(mask) == 0
+    assert np.array_equal(np.asarray(found.image)[kept], np.asarray(image)[kept])
+
+
 # ------------------------------ editing
 AREA, SMALL_AREA = 96 * 96, 64 * 64
 """What pictures are brought to here, instead of a million pixels and 384 x 384."""

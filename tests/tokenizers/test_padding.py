@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from sdengine.errors import ParameterError, TokenizerError
+from sdengine.families import FAMILIES
+from sdengine.loading.tokenizer_source import LAYOUTS
 from sdengine.tokenizers import PromptFormat, pad_prompts
 from sdengine.tokenizers.padding import CHATGLM3, GEMMA, LLAMA3, QWEN2, T5
 
@@ -68,3 +70,9 @@ def test_layouts_that_do_not_fit() -> None:
         pad_prompts(Letters(), ["a"], PromptFormat("<pad>", 2, ("<bos>",), ("</s>",)))
     with pytest.raises(ParameterError, match="0 prompts"):
         pad_prompts(Letters(), [], PromptFormat("<pad>", 2))
+
+
+def test_every_layout_knows_where_its_tokenizer_was_published() -> None:
+    """Single files hold no tokenizer. Kolors has none: its text encoder is published in folders."""
+    kinds = {kind for family in FAMILIES for kind in family.tokenizers.values()} - {"clip"}
+    assert {kind for kind in kinds if not LAYOUTS[kind].published} == {"chatglm"}

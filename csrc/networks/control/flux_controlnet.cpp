@@ -47,7 +47,6 @@ void FluxControlNet::forward(Graph& graph, const InputShapes& shapes,
             throw Error(ErrorKind::Parameter, body_.owner() + " reads latents and no pixels");
         return hint_encoder_->only(graph, shapes);
     }
-    body_.check_picture(required(shapes, "latents", 4), "latents");
     FluxBody::Sequence sequence = body_.sequence(graph, shapes, task(graph, shapes));
     JointBlock::Tokens& x = sequence.x;
     const nn::Tensor picture = nn::patchify(hint(graph, shapes), FluxBody::kPatch);

@@ -52,26 +52,18 @@ FluxBody::FluxBody(const nn::Scope& scope, const Config& config, const std::stri
         single_blocks_.emplace_back(scope / "single_transformer_blocks" / i, width_, head_dim_);
 }
 
-void FluxBody::check_picture(const Shape& latents, const std::string& name) const {
-    if (latents[1] == in_channels_ && latents[2] % kPatch == 0 && latents[3] % kPatch == 0) return;
-    throw Error(ErrorKind::Parameter, owner_ + " takes '" + name + "' of [N, " +
-                                          std::to_string(in_channels_) +
-                                          ", height, width], both sides multiples of " +
-                                          std::to_string(kPatch) + ", not " + latents.text());
-}
-
 nn::Tensor FluxBody::embed_pictures(Graph& graph, const InputShapes& shapes, const Shape& latents,
                                     Positions& positions) const {
     std::vector<nn::Tensor> pictures;
-    const auto add = [&](const std::string& name, const Shape& shape) {
-        check_picture(shape, name);
+    const auto add = [&](const std::string& name) {
+        const Shape& shape = picture_shape(shapes, name, in_channels_, kPatch, owner_);
         for (int64_t y = 0; y < shape[2] / kPatch; ++y)
             for (int64_t x = 0; x < shape[3] / kPatch; ++x)
                 positions.push_back({static_cast<float>(pictures.size()), static_cast<float>(y),
                                      static_cast<float>(x)});
         pictures.push_back(nn::patchify(nn::input(graph, name, shape), kPatch));
     };
-    add("latents", latents);
+    add("latents");
     for (std::string name = "reference"; shapes.count(name);
          name = "reference_" + std::to_string(pictures.size() - 1)) {
         const Shape& shape = required(shapes, name, 4);
@@ -79,7 +71,7 @@ nn::Tensor FluxBody::embed_pictures(Graph& graph, const InputShapes& shapes, con
             throw Error(ErrorKind::Parameter, "'" + name + "' " + shape.text() +
                                                   " must have as many entries as the latents " +
                                                   latents.text());
-        add(name, shape);
+        add(name);
     }
     return x_embedder_(nn::concat_tokens(pictures));
 }
@@ -103,10 +95,8 @@ FluxBody::Sequence FluxBody::sequence(Graph& graph, const InputShapes& shapes,
 Flux::Flux(const nn::Scope& scope, const Config& config)
     : body_(scope, config, "this FLUX denoiser"),
       output_(scope, body_.width(), config["out_channels"].integer() * FluxBody::kPatchArea) {
-    for (size_t i = 0; i < body_.blocks().size(); ++i)
-        layers_.push_back("transformer_blocks." + std::to_string(i));
-    for (size_t i = 0; i < body_.single_blocks().size(); ++i)
-        layers_.push_back("single_transformer_blocks." + std::to_string(i));
+    name_layers(layers_, "transformer_blocks", body_.blocks().size());
+    name_layers(layers_, "single_transformer_blocks", body_.single_blocks().size());
 }
 
 void Flux::forward(Graph& graph, const InputShapes& shapes, const Options& options) const {

@@ -41,8 +41,6 @@ class FluxBody {
     // Of the inputs `latents`, `reference`, ..., `context`, `timesteps`, `pooled` and `guidance`;
     // `first` [N, tokens, width] stands before the text, if given.
     Sequence sequence(Graph& graph, const InputShapes& shapes, const nn::Tensor& first = {}) const;
-    // Throws Parameter unless the shape is [N, in_channels, even height, even width].
-    void check_picture(const Shape& latents, const std::string& name) const;
     const std::vector<JointBlock>& blocks() const noexcept { return blocks_; }
     const std::vector<SingleBlock>& single_blocks() const noexcept { return single_blocks_; }
     int64_t in_channels() const noexcept { return in_channels_; }

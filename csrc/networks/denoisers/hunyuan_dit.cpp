@@ -12,7 +12,6 @@ namespace {
 const char* const kOwner = "this Hunyuan-DiT denoiser";
 constexpr int64_t kPatch = 2;
 constexpr int64_t kPatchArea = kPatch * kPatch;
-constexpr int64_t kSinusoid = 256;  // width of an embedded number
 constexpr int64_t kSizes = 6;
 constexpr int64_t kPoolHeads = 8;
 constexpr int64_t kTextFactor = 4, kExtraFactor = 4;  // inner widths of the embedders
@@ -65,7 +64,7 @@ int64_t pool_width(const Config& config) {
 int64_t extra_width(const Config& config) {
     const int64_t pooled = config["pooled_text_width"].integer();
     if (config["styles"].integer() == 0) return pooled;
-    return pooled + kSizes * kSinusoid + config["width"].integer();
+    return pooled + kSizes * kSinusoidWidth + config["width"].integer();
 }
 
 }  // namespace
@@ -145,15 +144,15 @@ HunyuanDiT::HunyuanDiT(const nn::Scope& scope, const Config& config)
       context_2_width_(config["context_2_width"].integer()),
       styles_(config["styles"].integer()),
       text_embedder_(scope / "text_embedder", context_2_width_, kTextFactor * context_2_width_,
-                     context_width_),
+                     context_width_, nn::Activation::Silu),
       padding_(scope, "text_embedding_padding", context_tokens_ + context_2_tokens_,
                context_width_),
       proj_(scope / "pos_embed" / "proj", in_channels_, width_,
             {.kernel = kPatch, .stride = kPatch, .pad = false}),
-      timestep_(scope / "time_extra_emb" / "timestep_embedder", kSinusoid, width_),
+      timestep_(scope / "time_extra_emb" / "timestep_embedder", kSinusoidWidth, width_),
       pooler_(scope / "time_extra_emb" / "pooler", config),
       extra_(scope / "time_extra_emb" / "extra_embedder", extra_width(config),
-             kExtraFactor * width_, width_),
+             kExtraFactor * width_, width_, nn::Activation::Silu),
       output_(scope, width_, out_channels_ * kPatchArea) {
     check_rope_axes({head_dim_ / 2, head_dim_ / 2}, 2, head_dim_);
     if (styles_ > 0)
@@ -162,10 +161,9 @@ HunyuanDiT::HunyuanDiT(const nn::Scope& scope, const Config& config)
     if (layers < 2 || layers % 2)  // as many blocks leave skips as read them
         throw Error(ErrorKind::Parameter,
                     "Hunyuan-DiT has an even number of blocks, not " + std::to_string(layers));
-    for (int64_t i = 0; i < layers; ++i) {
-        layer_names_.push_back("blocks." + std::to_string(i));
+    name_layers(layer_names_, "blocks", static_cast<size_t>(layers));
+    for (int64_t i = 0; i < layers; ++i)
         blocks_.emplace_back(scope / "blocks" / static_cast<int>(i), config, i > layers / 2);
-    }
 }
 
 HunyuanDiT::Texts HunyuanDiT::embed_texts(Graph& graph, const InputShapes& shapes,
@@ -195,25 +193,21 @@ nn::Tensor HunyuanDiT::conditioning(Graph& graph, const InputShapes& shapes, int
         const nn::Tensor sizes =
             nn::input(graph, "sizes", exactly(shapes, "sizes", Shape{batch, kSizes}, kOwner));
         const nn::Tensor numbers =
-            nn::timestep_embedding(nn::reshape(sizes, Shape{batch * kSizes}), kSinusoid);
-        extra = nn::concat_last(extra, nn::reshape(numbers, Shape{batch, 1, kSizes * kSinusoid}));
+            nn::timestep_embedding(nn::reshape(sizes, Shape{batch * kSizes}), kSinusoidWidth);
+        extra =
+            nn::concat_last(extra, nn::reshape(numbers, Shape{batch, 1, kSizes * kSinusoidWidth}));
         // Of several styles the first is the usual one.
         extra = nn::concat_last(extra, nn::slice_tokens((*style_)(graph, batch), 0, 1));
     }
     const nn::Tensor timesteps =
         nn::input(graph, "timesteps", exactly(shapes, "timesteps", Shape{batch}, kOwner));
-    const nn::Tensor time = timestep_(nn::timestep_embedding(timesteps, kSinusoid));
+    const nn::Tensor time = timestep_.of_numbers(timesteps);
     const nn::Tensor all = nn::add(time, extra_(nn::reshape(extra, Shape{batch, extra.size(2)})));
     return nn::activate(all, nn::Activation::Silu);
 }
 
 void HunyuanDiT::forward(Graph& graph, const InputShapes& shapes, const Options& options) const {
-    const Shape& latents = required(shapes, "latents", 4);
-    if (latents[1] != in_channels_ || latents[2] % kPatch || latents[3] % kPatch)
-        throw Error(ErrorKind::Parameter, std::string(kOwner) + " takes latents of [N, " +
-                                              std::to_string(in_channels_) +
-                                              ", height, width], both sides multiples of " +
-                                              std::to_string(kPatch) + ", not " + latents.text());
+    const Shape& latents = picture_shape(shapes, "latents", in_channels_, kPatch, kOwner);
     const int64_t batch = latents[0];
     const Texts texts = embed_texts(graph, shapes, batch);
     const Given given{texts.context, conditioning(graph, shapes, batch, texts.pooled),
@@ -233,13 +227,9 @@ void HunyuanDiT::forward(Graph& graph, const InputShapes& shapes, const Options&
         if (i + 1 < half) skips.push_back(x);
     }
 
-    nn::Tensor prediction = nn::unpatchify(output_(x, given.conditioning), latents[2], latents[3],
-                                           kPatch, nn::PatchOrder::YXChannel);
-    if (out_channels_ > in_channels_) {  // variances behind the velocity: no sampler reads them
-        const nn::Tensor kept = nn::slice_last(nn::tokens(prediction), 0, in_channels_);
-        prediction = nn::feature_map(nn::contiguous(kept), latents[2], latents[3]);
-    }
-    nn::output("prediction", prediction);
+    const nn::Tensor prediction = nn::unpatchify(output_(x, given.conditioning), latents[2],
+                                                 latents[3], kPatch, nn::PatchOrder::YXChannel);
+    nn::output("prediction", first_channels(prediction, in_channels_));
 }
 
 }  // namespace sde::networks

@@ -78,19 +78,6 @@ class HunyuanDiT : public Network {
         nn::Linear q_proj_, k_proj_, v_proj_, c_proj_;
     };
 
-    // Linear, SiLU, Linear, of a width of its own between them.
-    class Mlp {
-      public:
-        Mlp(const nn::Scope& scope, int64_t in, int64_t inner, int64_t out)
-            : linear_1_(scope / "linear_1", in, inner), linear_2_(scope / "linear_2", inner, out) {}
-        nn::Tensor operator()(const nn::Tensor& x) const {
-            return linear_2_(linear_1_(x, {.activation = nn::Activation::Silu}));
-        }
-
-      private:
-        nn::Linear linear_1_, linear_2_;
-    };
-
     struct Texts {
         nn::Tensor context;  // both, padding replaced: [N, tokens, context_width]
         nn::Tensor pooled;
@@ -102,13 +89,13 @@ class HunyuanDiT : public Network {
 
     int64_t in_channels_, out_channels_, width_, head_dim_;
     int64_t context_tokens_, context_width_, context_2_tokens_, context_2_width_, styles_;
-    Mlp text_embedder_;
+    Embedder text_embedder_;
     nn::LearnedTokens padding_;
     nn::Conv2d proj_;
     Embedder timestep_;
     AttentionPool pooler_;
     std::optional<nn::LearnedTokens> style_;
-    Mlp extra_;
+    Embedder extra_;
     std::vector<Block> blocks_;
     std::vector<std::string> layer_names_;
     JointOutput output_;

@@ -5,7 +5,6 @@
 namespace sde::networks {
 namespace {
 
-constexpr int64_t kSinusoid = 256;         // width of the embedded timestep
 constexpr float kGuidanceScale = 1000.0f;  // guidance is embedded as a timestep is
 constexpr int64_t kFeedForwardFactor = 4;
 // A modulation has three chunks for each part of a block that it is read by.
@@ -42,6 +41,26 @@ const Shape& context_shape(const InputShapes& shapes, int64_t batch, int64_t wid
     return shape;
 }
 
+const Shape& picture_shape(const InputShapes& shapes, const std::string& name, int64_t channels,
+                           int64_t patch, const std::string& owner) {
+    const Shape& shape = required(shapes, name, 4);
+    if (shape[1] == channels && shape[2] % patch == 0 && shape[3] % patch == 0) return shape;
+    throw Error(ErrorKind::Parameter, owner + " takes '" + name + "' of [N, " +
+                                          std::to_string(channels) +
+                                          ", height, width], both sides multiples of " +
+                                          std::to_string(patch) + ", not " + shape.text());
+}
+
+nn::Tensor first_channels(const nn::Tensor& prediction, int64_t channels) {
+    if (prediction.size(1) == channels) return prediction;
+    const nn::Tensor kept = nn::slice_last(nn::tokens(prediction), 0, channels);
+    return nn::feature_map(nn::contiguous(kept), prediction.size(2), prediction.size(3));
+}
+
+void name_layers(std::vector<std::string>& names, const std::string& prefix, size_t count) {
+    for (size_t i = 0; i < count; ++i) names.push_back(prefix + "." + std::to_string(i));
+}
+
 void check_rope_axes(const std::vector<int64_t>& axes, size_t count, int64_t head_dim) {
     int64_t turned = 0;
     for (int64_t axis : axes) turned += axis > 0 && axis % 2 == 0 ? axis : head_dim + 1;
@@ -54,9 +73,9 @@ void check_rope_axes(const std::vector<int64_t>& axes, size_t count, int64_t hea
 Conditioning::Conditioning(const nn::Scope& scope, int64_t width, int64_t pooled_width,
                            bool guidance)
     : pooled_width_(pooled_width),
-      timestep_(scope / "timestep_embedder", kSinusoid, width),
+      timestep_(scope / "timestep_embedder", kSinusoidWidth, width),
       text_(scope / "text_embedder", pooled_width, width) {
-    if (guidance) guidance_.emplace(scope / "guidance_embedder", kSinusoid, width);
+    if (guidance) guidance_.emplace(scope / "guidance_embedder", kSinusoidWidth, width);
 }
 
 nn::Tensor Conditioning::operator()(Graph& graph, const InputShapes& shapes, int64_t batch,
@@ -64,11 +83,11 @@ nn::Tensor Conditioning::operator()(Graph& graph, const InputShapes& shapes, int
     const auto given = [&](const char* name, const Shape& shape) {
         return nn::input(graph, name, exactly(shapes, name, shape, owner));
     };
-    nn::Tensor sum = timestep_(nn::timestep_embedding(given("timesteps", Shape{batch}), kSinusoid));
+    nn::Tensor sum = timestep_.of_numbers(given("timesteps", Shape{batch}));
     sum = text_(given("pooled", Shape{batch, pooled_width_}), sum);
     if (guidance_) {
         const nn::Tensor strength = nn::scale(given("guidance", Shape{batch}), kGuidanceScale);
-        sum = (*guidance_)(nn::timestep_embedding(strength, kSinusoid), sum);
+        sum = guidance_->of_numbers(strength, sum);
     }
     return nn::activate(sum, nn::Activation::Silu);
 }

@@ -1,4 +1,4 @@
-// What the transformers of SD3, FLUX.1 and Qwen-Image share: the conditioning vector, blocks in
+// What diffusion transformers share: checks of their inputs, the conditioning vector, blocks in
 // which picture and text attend to each other with weights of their own (MMDiT, Esser et al. 2024,
 // arXiv 2403.03206), and the modulated output layer. Names are those of diffusers' classes.
 #pragma once
@@ -24,6 +24,14 @@ const Shape& exactly(const InputShapes& shapes, const std::string& name, const S
 // The shape of the input `context`, [N, tokens, width].
 const Shape& context_shape(const InputShapes& shapes, int64_t batch, int64_t width,
                            const std::string& owner);
+// The shape of the input `name`, pictures of whole patches: [N, channels, H, W].
+const Shape& picture_shape(const InputShapes& shapes, const std::string& name, int64_t channels,
+                           int64_t patch, const std::string& owner);
+// The first channels of a prediction. Behind them some networks predict variances, which no sampler
+// here reads.
+nn::Tensor first_channels(const nn::Tensor& prediction, int64_t channels);
+// "blocks.0", "blocks.1", ...: the names by which guidance leaves layers out.
+void name_layers(std::vector<std::string>& names, const std::string& prefix, size_t count);
 
 using nn::Positions;
 // Throws Parameter unless a head's values are parted among `count` axes, an even number to each.

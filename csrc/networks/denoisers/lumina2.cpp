@@ -1,6 +1,5 @@
 #include "networks/denoisers/lumina2.h"
 
-#include "base/error.h"
 #include "networks/denoisers/joint.h"
 #include "networks/layer_variants.h"
 
@@ -18,18 +17,6 @@ constexpr float kTimesteps = 1000.0f;
 // Chunks of a modulation, in order: scales and gates, and no shifts.
 constexpr int64_t kAttentionScale = 0, kAttentionGate = 1, kForwardScale = 2, kForwardGate = 3;
 constexpr int64_t kChunks = 4;
-
-std::vector<int64_t> axes_of(const Config& config) {
-    std::vector<int64_t> axes = config["rope_axes"].integers();
-    const int64_t head_dim = head_dim_of(config);
-    int64_t turned = 0;
-    for (int64_t axis : axes) turned += axis > 0 && axis % 2 == 0 ? axis : head_dim + 1;
-    if (axes.size() != kAxes || turned != head_dim)
-        throw Error(ErrorKind::Parameter,
-                    "Lumina-Image parts the " + std::to_string(head_dim) +
-                        " values of a head among three axes, an even number to each");
-    return axes;
-}
 
 }  // namespace
 
@@ -95,7 +82,7 @@ Lumina2::Lumina2(const nn::Scope& scope, const Config& config)
     : in_channels_(config["in_channels"].integer()),
       context_width_(config["context_width"].integer()),
       width_(config["width"].integer()),
-      axes_(axes_of(config)),
+      axes_(config["rope_axes"].integers()),
       x_embedder_(scope / "x_embedder", in_channels_ * kPatchArea, width_),
       time_(scope / "time_caption_embed" / "timestep_embedder", kSinusoidWidth,
             config["conditioning_width"].integer()),
@@ -110,17 +97,12 @@ Lumina2::Lumina2(const nn::Scope& scope, const Config& config)
       scale_(scope / "norm_out" / "linear_1", config["conditioning_width"].integer(), width_),
       proj_out_(scope / "norm_out" / "linear_2", width_,
                 config["out_channels"].integer() * kPatchArea) {
-    for (size_t i = 0; i < layers_.size(); ++i)
-        layer_names_.push_back("layers." + std::to_string(i));
+    check_rope_axes(axes_, kAxes, head_dim_of(config));
+    name_layers(layer_names_, "layers", layers_.size());
 }
 
 void Lumina2::forward(Graph& graph, const InputShapes& shapes, const Options& options) const {
-    const Shape& latents = required(shapes, "latents", 4);
-    if (latents[1] != in_channels_ || latents[2] % kPatch || latents[3] % kPatch)
-        throw Error(ErrorKind::Parameter, std::string(kOwner) + " takes latents of [N, " +
-                                              std::to_string(in_channels_) +
-                                              ", height, width], both sides multiples of " +
-                                              std::to_string(kPatch) + ", not " + latents.text());
+    const Shape& latents = picture_shape(shapes, "latents", in_channels_, kPatch, kOwner);
     const int64_t batch = latents[0], rows = latents[2] / kPatch, columns = latents[3] / kPatch;
     const Shape& text = context_shape(shapes, batch, context_width_, kOwner);
     // The network counts from noise to picture, 0 to 1.
@@ -129,7 +111,7 @@ void Lumina2::forward(Graph& graph, const InputShapes& shapes, const Options& op
     const nn::Tensor conditioning = nn::activate(
         time_.of_numbers(nn::scale(timesteps, -1.0f / kTimesteps, 1.0f)), nn::Activation::Silu);
 
-    std::vector<std::vector<float>> positions;
+    Positions positions;
     for (int64_t i = 0; i < text[1]; ++i) positions.push_back({static_cast<float>(i), 0, 0});
     for (int64_t y = 0; y < rows; ++y)
         for (int64_t x = 0; x < columns; ++x)

@@ -50,13 +50,7 @@ MMDiTBody::MMDiTBody(const nn::Scope& scope, const Config& config, const Parts& 
 }
 
 const Shape& MMDiTBody::latents(const InputShapes& shapes) const {
-    const Shape& latents = required(shapes, "latents", 4);
-    if (latents[1] == in_channels_ && latents[2] % patch_ == 0 && latents[3] % patch_ == 0)
-        return latents;
-    throw Error(ErrorKind::Parameter, owner_ + " takes latents of [N, " +
-                                          std::to_string(in_channels_) +
-                                          ", height, width], both sides multiples of " +
-                                          std::to_string(patch_) + ", not " + latents.text());
+    return picture_shape(shapes, "latents", in_channels_, patch_, owner_);
 }
 
 JointBlock::Tokens MMDiTBody::tokens(Graph& graph, const InputShapes& shapes) const {
@@ -84,8 +78,7 @@ MMDiT::MMDiT(const nn::Scope& scope, const Config& config)
     : body_(scope, config, {}, "this SD3 denoiser"),
       output_(scope, body_.width(),
               config["out_channels"].integer() * body_.patch() * body_.patch()) {
-    for (size_t i = 0; i < body_.blocks().size(); ++i)
-        layers_.push_back("transformer_blocks." + std::to_string(i));
+    name_layers(layers_, "transformer_blocks", body_.blocks().size());
 }
 
 void MMDiT::forward(Graph& graph, const InputShapes& shapes, const Options& options) const {

@@ -11,7 +11,6 @@ const char* const kOwner = "this PixArt denoiser";
 constexpr int64_t kPatch = 2;
 constexpr int64_t kPatchArea = kPatch * kPatch;
 constexpr int64_t kFeedForwardFactor = 4;
-constexpr float kEps = 1e-6f;
 constexpr int64_t kPixels = 8;  // of the picture per latent, along each axis
 // Chunks of a modulation, in order, for the attention and again for the feed-forward.
 constexpr int64_t kShift = 0, kScale = 1, kGate = 2, kForward = 3, kChunks = 6;
@@ -55,7 +54,7 @@ nn::Tensor PixArt::Block::operator()(const nn::Tensor& x, const nn::Tensor& cont
     const nn::Tensor all = nn::add(modulation, nn::reshape(own, modulation.shape()));
     const auto chunk = [&](int64_t i) { return nn::slice_last(all, i * width_, width_); };
     const auto normed = [&](const nn::Tensor& h, int64_t part) {
-        return nn::modulated_norm(h, chunk(part + kScale), chunk(part + kShift), kEps);
+        return nn::modulated_norm(h, chunk(part + kScale), chunk(part + kShift), kJointEps);
     };
     const nn::Tensor first = normed(x, 0);
     nn::Tensor h = attn1_(first, first, {.residual = x, .gate = chunk(kGate)});
@@ -85,10 +84,10 @@ PixArt::PixArt(const nn::Scope& scope, const Config& config)
                               width_ / kMicroConditions);
     }
     const int64_t heads = width_ / head_dim_of(config);
-    for (int64_t i = 0; i < config["layers"].integer(); ++i) {
-        layer_names_.push_back("transformer_blocks." + std::to_string(i));
+    name_layers(layer_names_, "transformer_blocks",
+                static_cast<size_t>(config["layers"].integer()));
+    for (int64_t i = 0; i < config["layers"].integer(); ++i)
         blocks_.emplace_back(scope / "transformer_blocks" / static_cast<int>(i), width_, heads);
-    }
 }
 
 nn::Tensor PixArt::conditioning(Graph& graph, const InputShapes& shapes,
@@ -112,12 +111,7 @@ nn::Tensor PixArt::conditioning(Graph& graph, const InputShapes& shapes,
 }
 
 void PixArt::forward(Graph& graph, const InputShapes& shapes, const Options& options) const {
-    const Shape& latents = required(shapes, "latents", 4);
-    if (latents[1] != in_channels_ || latents[2] % kPatch || latents[3] % kPatch)
-        throw Error(ErrorKind::Parameter, std::string(kOwner) + " takes latents of [N, " +
-                                              std::to_string(in_channels_) +
-                                              ", height, width], both sides multiples of " +
-                                              std::to_string(kPatch) + ", not " + latents.text());
+    const Shape& latents = picture_shape(shapes, "latents", in_channels_, kPatch, kOwner);
     const int64_t batch = latents[0], rows = latents[2] / kPatch, columns = latents[3] / kPatch;
     const Shape& text = context_shape(shapes, batch, context_width_, kOwner);
     const nn::Tensor time = conditioning(graph, shapes, latents);
@@ -135,14 +129,11 @@ void PixArt::forward(Graph& graph, const InputShapes& shapes, const Options& opt
     const auto chunk = [&](int64_t i) {
         return nn::add(time, nn::contiguous(nn::slice_last(table, i * width_, width_)));
     };
-    const nn::Tensor values = proj_out_(nn::modulated_norm(x, chunk(kScale), chunk(kShift), kEps));
-    nn::Tensor prediction =
+    const nn::Tensor values =
+        proj_out_(nn::modulated_norm(x, chunk(kScale), chunk(kShift), kJointEps));
+    const nn::Tensor prediction =
         nn::unpatchify(values, latents[2], latents[3], kPatch, nn::PatchOrder::YXChannel);
-    if (out_channels_ > in_channels_) {  // variances behind the noise: no sampler here reads them
-        const nn::Tensor noise = nn::slice_last(nn::tokens(prediction), 0, in_channels_);
-        prediction = nn::feature_map(nn::contiguous(noise), latents[2], latents[3]);
-    }
-    nn::output("prediction", prediction);
+    nn::output("prediction", first_channels(prediction, in_channels_));
 }
 
 }  // namespace sde::networks

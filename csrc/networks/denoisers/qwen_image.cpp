@@ -88,11 +88,10 @@ QwenImage::QwenImage(const nn::Scope& scope, const Config& config)
                 config["width"].integer()),
       output_(scope, config["width"].integer(), config["out_channels"].integer() * kPatchArea) {
     check_rope_axes(axes_, kAxes, head_dim_);
-    for (int i = 0; i < config["layers"].integer(); ++i) {
-        layers_.push_back("transformer_blocks." + std::to_string(i));
+    name_layers(layers_, "transformer_blocks", static_cast<size_t>(config["layers"].integer()));
+    for (int i = 0; i < config["layers"].integer(); ++i)
         blocks_.emplace_back(scope / "transformer_blocks" / i, config["width"].integer(),
                              head_dim_);
-    }
 }
 
 nn::Tensor QwenImage::embed_time(const nn::Tensor& timesteps) const {
@@ -107,13 +106,11 @@ nn::Tensor QwenImage::embed_text(Graph& graph, const InputShapes& shapes, int64_
 nn::Tensor QwenImage::embed_picture(Graph& graph, const InputShapes& shapes,
                                     const std::string& name, int64_t batch, int64_t frame,
                                     Positions& positions) const {
-    const Shape& shape = required(shapes, name, 4);
-    if (shape[0] != batch || shape[1] != in_channels_ || shape[2] % kPatch || shape[3] % kPatch)
-        throw Error(ErrorKind::Parameter, std::string(kOwner) + " takes '" + name + "' of [" +
-                                              std::to_string(batch) + ", " +
-                                              std::to_string(in_channels_) +
-                                              ", height, width], both sides multiples of " +
-                                              std::to_string(kPatch) + ", not " + shape.text());
+    const Shape& shape = picture_shape(shapes, name, in_channels_, kPatch, kOwner);
+    if (shape[0] != batch)
+        throw Error(ErrorKind::Parameter,
+                    "'" + name + "' " + shape.text() +
+                        " must have as many entries as the latents: " + std::to_string(batch));
     const int64_t rows = shape[2] / kPatch, columns = shape[3] / kPatch;
     const int64_t top = rows - rows / 2, left = columns - columns / 2;  // in front of the middle
     for (int64_t y = 0; y < rows; ++y)

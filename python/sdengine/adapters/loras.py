@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import threading
@@ -17,6 +16,7 @@ from typing import Any, TypeAlias
 from sdengine import _core
 from sdengine.adapters.files import AdapterFile, read_adapter
 from sdengine.adapters.targets import Targets
+from sdengine.checks import check_number
 from sdengine.embeddings import Embedding
 from sdengine.errors import ParameterError, UnwiseWarning
 from sdengine.loading import ModelPlan
@@ -62,9 +62,9 @@ class Lora:
             raise ParameterError(f"{self.name}: scale has no entries")
         for value in (*scales, self.text_encoder_scale):
             if value is not None:
-                _check(f"the scale of the LoRA {self.name!r}", value, -MAX_SCALE, MAX_SCALE)
+                check_number(f"the scale of the LoRA {self.name!r}", value, -MAX_SCALE, MAX_SCALE)
         for which in ("start", "end"):
-            _check(f"{which} of the LoRA {self.name!r}", getattr(self, which), 0.0, 1.0)
+            check_number(f"{which} of the LoRA {self.name!r}", getattr(self, which), 0.0, 1.0)
         if self.start >= self.end:
             raise ParameterError(
                 f"the LoRA {self.name!r} starts at {self.start:g} and ends at {self.end:g}; start must come first"
@@ -123,13 +123,13 @@ def as_loras(given: Sequence[LoraLike] | LoraLike | None) -> tuple[Lora, ...]:
     """
     if given is None:
         return ()
-    if isinstance(given, str | os.PathLike | Lora):
-        given = [given]
-    if not isinstance(given, Sequence):
+    alone = isinstance(given, tuple) and len(given) > 1 and isinstance(given[1], Real)
+    listed: Any = [given] if alone or isinstance(given, str | os.PathLike | Lora) else given
+    if not isinstance(listed, Sequence):
         raise ParameterError(f"loras must be a list of paths or (path, scale), not {given!r}")
-    if len(given) > _MOST:
-        raise ParameterError(f"{len(given)} LoRAs were given; at most {_MOST} apply at a time")
-    return tuple(_as_lora(entry) for entry in given)
+    if len(listed) > _MOST:
+        raise ParameterError(f"{len(listed)} LoRAs were given; at most {_MOST} apply at a time")
+    return tuple(_as_lora(entry) for entry in listed)
 
 
 def parse_lora(text: str) -> Lora:
@@ -327,12 +327,6 @@ def _as_lora(entry: Any) -> Lora:
     raise ParameterError(
         f"a LoRA is a path, (path, scale), (path, scale, text_encoder_scale) or sdengine.Lora, not {entry!r}"
     )
-
-
-def _check(what: str, value: object, low: float, high: float) -> None:
-    real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not real or not low <= float(value) <= high:  # type: ignore[arg-type]
-        raise ParameterError(f"{what} must be a number from {low:g} to {high:g}, not {value!r}")
 
 
 def _inside(path: Path) -> list[tuple[str, int, int]]:

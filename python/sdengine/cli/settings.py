@@ -220,7 +220,7 @@ SETTINGS: tuple[Setting, ...] = (
         "guidance",
         ("--guidance",),
         _GUIDANCE,
-        "A further kind: interval=0.2/0.8, token_norms=no, row_norms=no, projection, perturbed_attention, skip_layers, "
+        "A further kind: interval=0.2/0.8, norms=free, projection, perturbed_attention, skip_layers, "
         "normalized_attention, ... (docs/guidance.md); may be repeated.",
         values.guidance,
         "KIND[ NAME=VALUE ...]",

@@ -54,6 +54,8 @@ class Component:
     """The component whose config.json tells about it too; its own by default."""
     ignored: tuple[str, ...] = ()
     """Patterns (``fnmatch``) of its names in files that have no use in this family."""
+    told_by: Mapping[str, Collection[Any]] = field(default_factory=dict)
+    """Hyper-parameters -> values that tell it from other networks of its kind which have the same width."""
 
     def of_kind(self, kind: str) -> Component:
         """This component, or its alternative, of that kind; KeyError if there is none."""
@@ -201,8 +203,8 @@ class Family:
     """An empty negative prompt is not encoded: context and pooled text are zeros (diffusers' SDXL)."""
     usual_negative: str = ""
     """What stands in the place of a negative prompt that is not given."""
-    token_norms: bool = False
-    """Guidance leaves the norms of the denoiser's tokens as they are for the prompt alone."""
+    norms: Literal["token", "row"] | None = None
+    """Norms that guidance leaves as they are for the prompt alone: of the denoiser's tokens, or of rows of latents."""
     flow: Flow | None = None
     """Of families whose prediction is "flow"; their betas have no use."""
     prediction_test: PredictionTest | None = None
@@ -215,8 +217,6 @@ class Family:
     """diffusers' inpainting pipeline draws for the image's latents though the run begins with noise alone."""
     references: References | None = None
     """How pictures to look at are brought to size; None for families that look at none."""
-    row_norms: bool = False
-    """Guidance leaves the norms of rows of latents as they are for the prompt alone."""
     prompt_prefix: str = ""
     """Stands before every prompt, and not before negative ones."""
     pipelines: tuple[str, ...] = ()

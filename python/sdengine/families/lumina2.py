@@ -45,6 +45,7 @@ TEXT_ENCODER = Component(
     written=("text_encoders.gemma2_2b.transformer.", decoder_text.TRANSFORMERS.name),
     # A tokenizer inside ComfyUI's files.
     ignored=("spiece_model",),
+    told_by={"post_norms": (True,)},
 )
 SYSTEM_PROMPT = (
     "You are an assistant designed to generate superior images with the superior degree of"
@@ -65,7 +66,7 @@ LUMINA2 = Family(
     flow=Flow(shift=6.0),
     defaults=Defaults(1024, 1024, steps=50, guidance=4.0, sampler="euler", schedule="trailing"),
     text=(TextUse("text_encoder", skip=1, final_norm=False, trimmed=True),),
-    row_norms=True,
+    norms="row",
     prompt_prefix=f"{SYSTEM_PROMPT} <Prompt Start> ",
     patch=2,
 )

@@ -43,6 +43,8 @@ TEXT_ENCODER = Component(
     tables=decoder_text.QWEN2,
     argument="text_encoders",
     written=("text_encoders.qwen25_7b.transformer.", decoder_text.TRANSFORMERS_CAUSAL.name),
+    # Gemma 2 of 9B is as wide.
+    told_by={"qkv_bias": (True,), "post_norms": (False,)},
 )
 
 _PARTS = ("text_encoders.qwen25_7b.transformer.", "text_encoder/", "text_encoders.qwen25_7b.", "")
@@ -110,7 +112,7 @@ QWEN_IMAGE = Family(
     # Edit's tensors are those of the base model: whatever is given pictures to look at reads them as Edit-Plus does.
     text=(_SEES_SEVERAL,),
     references=References(area=_AREA, multiple=32),
-    token_norms=True,
+    norms="token",
     usual_negative=" ",
     patch=2,
     resolutions=(

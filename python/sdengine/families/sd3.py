@@ -51,6 +51,8 @@ TEXT_ENCODER_3 = Component(
     argument="text_encoders",
     written=("text_encoders.t5xxl.transformer.", t5_text.TRANSFORMERS.name),
     optional=True,
+    # mT5-XXL and UMT5-XXL, as wide, have eight times as many words, and UMT5 has positions in every layer.
+    told_by={"vocab_size": range(1, 1 << 16), "bias_per_layer": (False,)},
 )
 
 SD3 = Family(
@@ -72,7 +74,7 @@ SD3 = Family(
     ),
     patch=2,
     variants=(
-        # Large Turbo has Large's shapes: four steps and no guidance are the caller's to choose.
+        # Large Turbo has Large's shapes: a recipe knows it by its name.
         Variant("Stable Diffusion 3.5 Large", Shape({"layers": (38,), "qk_norm": (True,)})),
         Variant("Stable Diffusion 3.5 Medium", Shape({"layers": (24,), "qk_norm": (True,)})),
         Variant("Stable Diffusion 3 Medium", Shape({"layers": (24,), "qk_norm": (False,)})),

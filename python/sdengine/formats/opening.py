@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sdengine.checks import check_path
 from sdengine.errors import ParameterError
 from sdengine.formats.files import kind_of, read_weights
 from sdengine.formats.folder import read_folder
@@ -24,8 +25,7 @@ def open_index(path: str | os.PathLike[str], *, variant: str | None = None) -> T
     Raises FormatError for anything that is not sound, ParameterError if there is nothing readable
     at `path` or `variant` makes no sense.
     """
-    if "\0" in os.fspath(path):
-        raise ParameterError(f"{path!r} contains a zero byte; check the path")
+    check_path("a weight file", path)
     try:
         absolute = Path(os.path.abspath(path))  # symbolic links stay: a hub cache is made of them
         if absolute.is_dir():

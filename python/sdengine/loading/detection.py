@@ -55,7 +55,7 @@ def detect(index: TensorIndex, family: str | None = None) -> Detection:
         WeightsError: it is of a supported family, but damaged.
         ParameterError: there is no such family.
     """
-    if family is not None and family not in {known.name for known in FAMILIES}:
+    if family is not None and not any(str(family) == known.name for known in FAMILIES):
         choices = ", ".join(known.name for known in FAMILIES)
         raise ParameterError(f"there is no family {family!r}; choose one of {choices}")
     names = TensorNames({name: entry.shape for name, entry in index.tensors.items()})
@@ -128,7 +128,7 @@ def _stranger(strangers: list[tuple[Family, dict[str, Any]]], parts: _Parts) -> 
 
     def odd(family: Family, config: dict[str, Any]) -> list[str]:
         return [
-            f"{key} = {config[key]!r} (expected {_choices(allowed)})"
+            f"{key} = {config[key]!r} (expected {choices(allowed)})"
             for key, allowed in family.shape.allowed.items()
             if config[key] not in allowed
         ]
@@ -142,7 +142,8 @@ def _stranger(strangers: list[tuple[Family, dict[str, Any]]], parts: _Parts) -> 
     return Detection(title, components=parts.of(nearest[0]), reason=reason)
 
 
-def _choices(allowed: Collection[Any]) -> str:
+def choices(allowed: Collection[Any]) -> str:
+    """Allowed values of a hyper-parameter, in words."""
     if isinstance(allowed, range):
         return f"{allowed.start} to {allowed.stop - 1}"
     return " or ".join(map(repr, allowed))
@@ -254,7 +255,7 @@ def _title(located: Located) -> str:
         return "a language model"
     if located.component.kind == "t5_text":
         words = located.sources["shared.weight"].shape[:1]
-        return _T5_WORDS.get(sum(words), located.component.title)
+        return _T5_WORDS.get(sum(words), "a T5 text encoder")
     if located.component.kind != "clip_text":
         return located.component.title
     norm = located.sources.get("text_model.final_layer_norm.weight")

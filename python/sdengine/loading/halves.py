@@ -30,6 +30,8 @@ def open_halves(paths: Sequence[AnyPath]) -> TensorIndex:
         ParameterError: these are not the two halves of one tiny autoencoder.
         FormatError: a file is damaged.
     """
+    if not isinstance(paths, list | tuple):
+        raise ParameterError(f"an autoencoder is a path, or those of two halves, not {paths!r:.80}")
     found: dict[str, TensorIndex] = {}
     tensors = {}
     for path in paths:

@@ -1,12 +1,9 @@
-"""Writing a GGUF: header, room for the data, and the new name only when it is complete."""
+"""Writing a GGUF: its header, and room for the data."""
 
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,6 @@ from typing import Any
 import gguf
 import numpy as np
 
-from sdengine.errors import OutputError
 from sdengine.formats import DTYPES, open_index
 
 _UNTYPED = np.dtype(np.void)  # the writer takes the ggml type that comes with it
@@ -92,58 +88,3 @@ def _make_room(path: Path, tensors: Sequence[NewTensor]) -> None:
     size = -(-path.stat().st_size // align) * align
     size += sum(-(-tensor.nbytes // align) * align for tensor in tensors)
     os.truncate(path, size)
-
-
-@contextmanager
-def new_file(path: Path, nbytes: int) -> Iterator[Path]:
-    """A file beside `path` that takes its name when the block ends, and is removed if it fails.
-
-    What the block raises comes out as it is.
-
-    Args:
-        path: the name that the file will have.
-        nbytes: how much will be written; checked against the space on the disk.
-
-    Raises:
-        OutputError: the folder is missing or read-only, or the disk is too small.
-    """
-    with output_errors(path):
-        part = _reserve(path, nbytes)
-    try:
-        yield part
-        with output_errors(path):
-            _flush(part)
-            os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-@contextmanager
-def output_errors(path: Path) -> Iterator[None]:
-    """Turns an OSError of the block into an OutputError about `path`."""
-    try:
-        yield
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(f"{path} could not be written: {error}") from error
-
-
-def _reserve(path: Path, nbytes: int) -> Path:
-    """An empty file beside `path`, on a disk with room for `nbytes`."""
-    folder = path.absolute().parent
-    free = shutil.disk_usage(folder).free
-    if free < nbytes:
-        raise OutputError(
-            f"{path}: about {nbytes >> 20} MiB are needed, {folder} has {free >> 20} MiB free."
-            " Make room, or choose a smaller weight type or another disk"
-        )
-    part = folder / f".{path.name[:100]}.{secrets.token_hex(4)}.part"
-    # With the usual permissions, unlike what the tempfile module makes.
-    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    return part
-
-
-def _flush(path: Path) -> None:
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())

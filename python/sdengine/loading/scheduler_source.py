@@ -49,7 +49,7 @@ def find_scheduler(
     assert found.family is not None
     flows = found.family.prediction == "flow"
     known = [choice for choice in get_args(Prediction) if (choice == "flow") == flows]
-    chosen = next((choice for choice in known if choice == prediction), None)
+    chosen = next((choice for choice in known if choice == str(prediction)), None)
     if chosen is None:
         raise ParameterError(f"prediction = {prediction!r}; expected one of {', '.join(known)}")
     return replace(settings, prediction=chosen)

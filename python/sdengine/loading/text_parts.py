@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from sdengine.errors import ParameterError, SDEngineError, WeightsError
 from sdengine.families import CONTEXT, Config, Family, TextUse
 from sdengine.formats import TensorIndex, open_index
-from sdengine.loading.detection import config_of, detect
+from sdengine.loading.detection import choices, config_of, detect
 from sdengine.loading.locate import Located, locate
 from sdengine.tokenizers import ClipTokenizer
 
@@ -43,6 +43,8 @@ def find_text_encoders(
         named = [_named(family, name, path) for name, path in given.items()]
         found = {located.component.name: located for located in named}
         return {**_companions(family, [located.index for located in named]), **found}
+    if not isinstance(given, str | PathLike | list | tuple):
+        raise ParameterError(f"text_encoders must be paths, or paths by name, not {given!r:.80}")
     paths = [given] if isinstance(given, str | PathLike) else list(given)
     indices = [open_index(path) for path in paths]
     found = _companions(family, indices)
@@ -164,8 +166,9 @@ def _widths_fit(family: Family, parts: Mapping[str, Located], denoiser: Config) 
 def check_text_encoders(
     family: Family, configs: Mapping[str, Config], paths: Mapping[str, Any]
 ) -> None:
-    """Raise WeightsError unless the encoders make what the denoiser reads."""
+    """Raise WeightsError unless the encoders are the family's and make what the denoiser reads."""
     encoders = {u.component: configs[u.component] for u in family.text if u.component in configs}
+    _check_kin(family, encoders, paths)
     if any("hidden_size" not in config for config in encoders.values()):
         return
     for what, found, expected in _misfits(family, encoders, configs[family.denoiser]):
@@ -179,6 +182,19 @@ def check_text_encoders(
             " the right one with text_encoders="
         )
     _check_eyes(family, configs, paths)
+
+
+def _check_kin(family: Family, encoders: Mapping[str, Config], paths: Mapping[str, Any]) -> None:
+    """Raise WeightsError for encoders that are another network of the kind."""
+    for name, config in encoders.items():
+        component = family.component(name)
+        for key, allowed in component.told_by.items():
+            if config.get(key) not in allowed:
+                raise WeightsError(
+                    f"{paths[name]}: this is not {component.title}: {key} = {config.get(key)!r}"
+                    f" (expected {choices(allowed)}). Give the text encoder that {family.title} was"
+                    " trained with"
+                )
 
 
 def _check_eyes(family: Family, configs: Mapping[str, Config], paths: Mapping[str, Any]) -> None:

@@ -120,7 +120,7 @@ class Choice:
 
 def check_type(dtype: str) -> str:
     """The type's usual spelling. Raises ParameterError for one that cannot be written."""
-    lowered = dtype.lower() if isinstance(dtype, str) else dtype
+    lowered = dtype.lower() if isinstance(dtype, str) else ""
     if lowered not in WEIGHT_TYPES:
         raise ParameterError(f"weight type {dtype!r}: choose one of {', '.join(WEIGHT_TYPES)}")
     return lowered

@@ -26,6 +26,6 @@ def parse(prompt: str, syntax: str = "a1111") -> list[Segment]:
     Raises:
         ParameterError: the syntax is unknown, the prompt is too long or nested too deep, or a weight is beyond ±1000.
     """
-    if syntax not in SYNTAXES:
+    if not isinstance(syntax, str) or syntax not in SYNTAXES:
         raise ParameterError(f"prompt syntax must be {', '.join(SYNTAXES)}, not {syntax!r}")
     return SYNTAXES[syntax](prompt)

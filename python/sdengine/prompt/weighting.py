@@ -41,7 +41,7 @@ def apply_weights(rule: str, embeddings: Array, weights: Array, empty: Array | N
     Raises:
         ParameterError: `rule` is unknown, or the shapes do not fit.
     """
-    if rule not in RULES:
+    if not isinstance(rule, str) or rule not in RULES:
         raise ParameterError(f"prompt weighting must be {', '.join(RULES)}, not {rule!r}")
     if embeddings.ndim != 2 or weights.ndim != 2 or len(embeddings) != weights.size:
         raise ParameterError(

@@ -3,6 +3,7 @@
 from sdengine.text_encoders.base import MAX_BATCH, EncodedText, Encoder, Text
 from sdengine.text_encoders.clip import ClipEncoder
 from sdengine.text_encoders.language import AbsentEncoder, LanguageModelEncoder
+from sdengine.text_encoders.opening import open_encoders
 from sdengine.text_encoders.sight import Eyes
 from sdengine.text_encoders.together import TextEncoders
 
@@ -16,4 +17,5 @@ __all__ = [
     "LanguageModelEncoder",
     "Text",
     "TextEncoders",
+    "open_encoders",
 ]

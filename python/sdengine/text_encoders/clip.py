@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine import _core, prompt
+from sdengine.checks import check_choice, check_whole
 from sdengine.errors import ParameterError, WeightsError
 from sdengine.families import TextUse
 from sdengine.loading import ComponentPlan
@@ -120,6 +121,7 @@ class ClipEncoder:
 
     def read(self, text: str, weighting: str) -> ClipReading:
         """A text as rows of tokens, in the notation of a weighting rule."""
+        check_choice("weighting", weighting, prompt.RULES)
         if weighting == "diffusers":
             literal = prompt.literal(text)
             chunks = prompt.chunk(
@@ -169,11 +171,9 @@ class ClipEncoder:
         self, ids: Ids, clip_skip: int | None, cancel: _core.CancelToken | None
     ) -> tuple[Array, Array | None]:
         layers = int(self.config["layers"])
-        skip = self.use.skip if clip_skip is None else clip_skip - 1
-        if not 0 <= skip < layers:
-            raise ParameterError(
-                f"clip_skip must be 1 to {layers} for this model, not {clip_skip!r}"
-            )
+        if clip_skip is not None:
+            check_whole("clip_skip", clip_skip, 1, layers)
+        skip = self.use.skip if clip_skip is None else int(clip_skip) - 1
         options = {"skip": skip, "final_norm": int(self.use.final_norm)}
         parts = []
         for i in range(0, len(ids), MAX_BATCH):

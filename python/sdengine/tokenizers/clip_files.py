@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -38,9 +39,9 @@ def load_clip_tokenizer(path: str | Path, pad: int | None = None) -> ClipTokeniz
         TokenizerError: there is no CLIP tokenizer at `path`, or it is damaged.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _load_folder(path, pad)
-    if path.is_file():
+    if os.path.isfile(path):
         vocab, merges, special = _read_json(path)
         return _build(vocab, merges, special, _read_settings(path.parent), pad)
     raise TokenizerError(

@@ -89,7 +89,12 @@ BERT = PromptFormat(
     published=tuple((repository, "tokenizer") for repository in _HUNYUAN),
 )
 # google/gemma-2-2b; diffusers' Lumina pipelines.
-GEMMA = PromptFormat(pad="<pad>", length=256, prefix=("<bos>",))
+GEMMA = PromptFormat(
+    pad="<pad>",
+    length=256,
+    prefix=("<bos>",),
+    published=(("Alpha-VLLM/Lumina-Image-2.0", "tokenizer"), ("google/gemma-2-2b", "")),
+)
 # Qwen/Qwen2.5-VL-7B-Instruct; the template is the family's.
 QWEN2 = PromptFormat(
     pad="<|endoftext|>",

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdengine.errors import WeightsError
 from sdengine.families import Family
-from sdengine.loading.networks.checks import check_divides, check_rope_axes
+from sdengine.loading.networks.checks import (
+    check_channels,
+    check_divides,
+    check_rope_axes,
+    rope_axes,
+)
 from sdengine.loading.networks.json_config import Json, check_facts, check_options
 from sdengine.loading.networks.shapes import Shapes
 
@@ -30,12 +34,6 @@ def from_shapes(shapes: Shapes, family: Family) -> dict[str, Any]:
         "guidance": "time_text_embed.guidance_embedder.linear_1.bias" in shapes,
         "rope_axes": rope_axes(head_dim),
     }
-
-
-def rope_axes(head_dim: int) -> list[int]:
-    """16, 56, 56 of 128 for picture, row and column (black-forest-labs/flux, util.py)."""
-    place = 7 * head_dim // 32 * 2
-    return [head_dim - 2 * place, place, place]
 
 
 UNTOLD = frozenset({"rope_axes"})
@@ -67,5 +65,4 @@ def check(config: Mapping[str, Any]) -> None:
     """Raises WeightsError for values that no FLUX denoiser can have."""
     check_divides("head_dim", config["head_dim"], [config["width"]])
     check_rope_axes(config["rope_axes"], config["head_dim"])
-    if not config["in_channels"] or not config["out_channels"]:
-        raise WeightsError("the FLUX denoiser reads or predicts less than one latent channel")
+    check_channels(config)

@@ -7,8 +7,7 @@ from typing import Any
 
 from sdengine.errors import WeightsError
 from sdengine.families import Family
-from sdengine.loading.networks.checks import check_divides, check_rope_axes
-from sdengine.loading.networks.flux import rope_axes
+from sdengine.loading.networks.checks import check_divides, check_rope_axes, rope_axes
 from sdengine.loading.networks.json_config import Json, check_facts, check_options
 from sdengine.loading.networks.shapes import Shapes
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sdengine.errors import WeightsError
 from sdengine.families import Family
-from sdengine.loading.networks.checks import check_divides
+from sdengine.loading.networks.checks import check_divides, check_variances
 from sdengine.loading.networks.json_config import Json, check_facts, check_options
 from sdengine.loading.networks.shapes import Shapes
 
@@ -80,12 +80,8 @@ def check(config: Mapping[str, Any]) -> None:
     check_divides("head_dim", config["head_dim"], [config["width"]])
     check_divides("the pairs of rows and columns", _AXIS_PAIRS, [config["head_dim"]])
     check_divides("the heads of the pooled text", _POOL_HEADS, [config["context_2_width"]])
-    channels, layers = config["in_channels"], config["layers"]
-    if config["out_channels"] not in (channels, 2 * channels):
-        raise WeightsError(
-            f"the denoiser predicts {config['out_channels']} channels for {channels} of latents;"
-            f" expected {channels}, or {2 * channels} with variances"
-        )
+    check_variances(config)
+    layers = config["layers"]
     if layers < 2 or layers % 2:
         raise WeightsError(
             f"the denoiser has {layers} blocks; expected an even number, for half of them read what the"

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdengine.errors import WeightsError
 from sdengine.families import Family
-from sdengine.loading.networks.checks import check_divides
+from sdengine.loading.networks.checks import check_channels, check_divides, check_rope_axes
 from sdengine.loading.networks.json_config import Json, check_facts, check_options
 from sdengine.loading.networks.shapes import Shapes
 
@@ -69,11 +68,5 @@ def check(config: Mapping[str, Any]) -> None:
     """Raises WeightsError for values that no Lumina-Image denoiser can have."""
     check_divides("head_dim", config["head_dim"], [config["width"]])
     check_divides("kv_heads", config["kv_heads"], [config["width"] // config["head_dim"]])
-    axes, head_dim = config["rope_axes"], config["head_dim"]
-    even = isinstance(axes, list) and all(type(a) is int and a > 0 and a % 2 == 0 for a in axes)
-    if not even or len(axes) != _AXES or sum(axes) != head_dim:
-        raise WeightsError(
-            f"rope_axes = {axes!r}; expected three even numbers whose sum is {head_dim}"
-        )
-    if not config["in_channels"] or not config["out_channels"]:
-        raise WeightsError("the denoiser reads or predicts less than one latent channel")
+    check_rope_axes(config["rope_axes"], config["head_dim"])
+    check_channels(config)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdengine.errors import WeightsError
 from sdengine.families import Family
-from sdengine.loading.networks.checks import check_between, check_divides
+from sdengine.loading.networks.checks import check_between, check_divides, check_variances
 from sdengine.loading.networks.json_config import Json, check_facts, check_options, integer, number
 from sdengine.loading.networks.shapes import Shapes
 
@@ -84,9 +83,4 @@ def check(config: Mapping[str, Any]) -> None:
     check_divides("head_dim", config["head_dim"], [config["width"]])
     check_divides("the parts of positions and sizes", _WIDTH_PARTS, [config["width"]])
     check_between("position_span", config["position_span"], 0, 1e6)
-    channels = config["in_channels"]
-    if config["out_channels"] not in (channels, 2 * channels):
-        raise WeightsError(
-            f"the denoiser predicts {config['out_channels']} channels for {channels} of latents;"
-            f" expected {channels}, or {2 * channels} with variances"
-        )
+    check_variances(config)

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdengine.errors import WeightsError
 from sdengine.families import Family
 from sdengine.keys.qwen_image import STILL_REFERENCES
-from sdengine.loading.networks.checks import check_divides, check_rope_axes
+from sdengine.loading.networks.checks import (
+    check_channels,
+    check_divides,
+    check_rope_axes,
+    rope_axes,
+)
 from sdengine.loading.networks.json_config import Json, check_facts, check_options, flag
 from sdengine.loading.networks.shapes import Shapes
 
@@ -20,8 +24,6 @@ def from_shapes(shapes: Shapes, family: Family) -> dict[str, Any]:
     """The config of the denoiser with these parameters."""
     width = shapes.length("img_in.bias")
     head_dim = shapes.length("transformer_blocks.0.attn.norm_q.weight")
-    # 16, 56, 56 of 128 for picture, row and column (Qwen/Qwen-Image, transformer/config.json).
-    place = 7 * head_dim // 32 * 2
     return {
         "in_channels": shapes.columns("img_in.weight", width) // _PATCH_AREA,
         "out_channels": shapes.length("proj_out.bias") // _PATCH_AREA,
@@ -29,7 +31,7 @@ def from_shapes(shapes: Shapes, family: Family) -> dict[str, Any]:
         "head_dim": head_dim,
         "layers": shapes.count("transformer_blocks."),
         "context_width": shapes.length("txt_norm.weight"),
-        "rope_axes": [head_dim - 2 * place, place, place],
+        "rope_axes": rope_axes(head_dim),
         "still_references": STILL_REFERENCES in shapes,
     }
 
@@ -71,5 +73,4 @@ def check(config: Mapping[str, Any]) -> None:
     """Raises WeightsError for values that no Qwen-Image denoiser can have."""
     check_divides("head_dim", config["head_dim"], [config["width"]])
     check_rope_axes(config["rope_axes"], config["head_dim"])
-    if not config["in_channels"] or not config["out_channels"]:
-        raise WeightsError("the Qwen-Image denoiser reads or predicts less than one latent channel")
+    check_channels(config)
