@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from sdengine.families import Family
@@ -48,48 +49,29 @@ class Network:
     """The hyper-parameters that no shape tells."""
 
 
+def _of(module: ModuleType) -> Network:
+    """What a module of this package says under the usual names."""
+    return Network(module.from_shapes, module.refine, module.check, module.UNTOLD)
+
+
 NETWORKS: Mapping[str, Network] = {
-    "unet": Network(unet.from_shapes, unet.refine, unet.check, unet.UNTOLD),
-    "mmdit": Network(mmdit.from_shapes, mmdit.refine, mmdit.check, mmdit.UNTOLD),
-    "flux": Network(flux.from_shapes, flux.refine, flux.check, flux.UNTOLD),
-    "lumina2": Network(lumina2.from_shapes, lumina2.refine, lumina2.check, lumina2.UNTOLD),
-    "pixart": Network(pixart.from_shapes, pixart.refine, pixart.check, pixart.UNTOLD),
-    "qwen_image": Network(
-        qwen_image.from_shapes, qwen_image.refine, qwen_image.check, qwen_image.UNTOLD
-    ),
-    "hunyuan_dit": Network(
-        hunyuan_dit.from_shapes, hunyuan_dit.refine, hunyuan_dit.check, hunyuan_dit.UNTOLD
-    ),
-    "controlnet": Network(
-        controlnet.from_shapes, controlnet.refine, controlnet.check, controlnet.UNTOLD
-    ),
+    "unet": _of(unet),
+    "mmdit": _of(mmdit),
+    "flux": _of(flux),
+    "lumina2": _of(lumina2),
+    "pixart": _of(pixart),
+    "qwen_image": _of(qwen_image),
+    "hunyuan_dit": _of(hunyuan_dit),
+    "controlnet": _of(controlnet),
     "controlnet_union": Network(
         controlnet.union_from_shapes, controlnet.refine, controlnet.check, controlnet.UNTOLD
     ),
-    "mmdit_controlnet": Network(
-        mmdit_controlnet.from_shapes,
-        mmdit_controlnet.refine,
-        mmdit_controlnet.check,
-        mmdit_controlnet.UNTOLD,
-    ),
-    "flux_controlnet": Network(
-        flux_controlnet.from_shapes,
-        flux_controlnet.refine,
-        flux_controlnet.check,
-        flux_controlnet.UNTOLD,
-    ),
-    "t2i_adapter": Network(
-        t2i_adapter.from_shapes, t2i_adapter.refine, t2i_adapter.check, t2i_adapter.UNTOLD
-    ),
-    "clip_vision": Network(
-        clip_vision.from_shapes, clip_vision.refine, clip_vision.check, clip_vision.UNTOLD
-    ),
-    "qwen_vision": Network(
-        qwen_vision.from_shapes, qwen_vision.refine, qwen_vision.check, qwen_vision.UNTOLD
-    ),
-    "siglip_vision": Network(
-        siglip_vision.from_shapes, siglip_vision.refine, siglip_vision.check, siglip_vision.UNTOLD
-    ),
+    "mmdit_controlnet": _of(mmdit_controlnet),
+    "flux_controlnet": _of(flux_controlnet),
+    "t2i_adapter": _of(t2i_adapter),
+    "clip_vision": _of(clip_vision),
+    "qwen_vision": _of(qwen_vision),
+    "siglip_vision": _of(siglip_vision),
     "redux_projection": Network(
         image_prompt.redux_from_shapes,
         image_prompt.refine,
@@ -108,28 +90,12 @@ NETWORKS: Mapping[str, Network] = {
         image_prompt.check,
         image_prompt.UNTOLD,
     ),
-    "clip_text": Network(
-        clip_text.from_shapes, clip_text.refine, clip_text.check, clip_text.UNTOLD
-    ),
-    "decoder_text": Network(
-        decoder_text.from_shapes, decoder_text.refine, decoder_text.check, decoder_text.UNTOLD
-    ),
-    "t5_text": Network(t5_text.from_shapes, t5_text.refine, t5_text.check, t5_text.UNTOLD),
-    "bert_text": Network(
-        bert_text.from_shapes, bert_text.refine, bert_text.check, bert_text.UNTOLD
-    ),
-    "autoencoder_kl": Network(
-        autoencoder_kl.from_shapes,
-        autoencoder_kl.refine,
-        autoencoder_kl.check,
-        autoencoder_kl.UNTOLD,
-    ),
-    "autoencoder_tiny": Network(
-        autoencoder_tiny.from_shapes,
-        autoencoder_tiny.refine,
-        autoencoder_tiny.check,
-        autoencoder_tiny.UNTOLD,
-    ),
+    "clip_text": _of(clip_text),
+    "decoder_text": _of(decoder_text),
+    "t5_text": _of(t5_text),
+    "bert_text": _of(bert_text),
+    "autoencoder_kl": _of(autoencoder_kl),
+    "autoencoder_tiny": _of(autoencoder_tiny),
 }
 
 __all__ = ["NETWORKS", "Network", "Shapes"]

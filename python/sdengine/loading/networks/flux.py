@@ -40,23 +40,25 @@ UNTOLD = frozenset({"rope_axes"})
 """Hyper-parameters that no shape tells."""
 
 
+def facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What diffusers' config.json says of the blocks, of a denoiser and of a ControlNet alike."""
+    return {
+        "in_channels": config["in_channels"] * _PATCH_AREA,
+        "num_layers": config["layers"],
+        "num_single_layers": config["single_layers"],
+        "attention_head_dim": config["head_dim"],
+        "num_attention_heads": config["width"] // config["head_dim"],
+        "joint_attention_dim": config["context_width"],
+        "pooled_projection_dim": config["pooled_width"],
+        "guidance_embeds": config["guidance"],
+    }
+
+
 def refine(config: dict[str, Any], json: Json) -> dict[str, Any]:
     """The config with what only config.json tells. Raises WeightsError for a contradiction."""
     check_options(json, {"patch_size": (1,)})
-    check_facts(
-        json,
-        {
-            "in_channels": config["in_channels"] * _PATCH_AREA,
-            "out_channels": config["out_channels"] * _PATCH_AREA,
-            "num_layers": config["layers"],
-            "num_single_layers": config["single_layers"],
-            "attention_head_dim": config["head_dim"],
-            "num_attention_heads": config["width"] // config["head_dim"],
-            "joint_attention_dim": config["context_width"],
-            "pooled_projection_dim": config["pooled_width"],
-            "guidance_embeds": config["guidance"],
-        },
-    )
+    out = {"out_channels": config["out_channels"] * _PATCH_AREA}
+    check_facts(json, {**facts(config), **out})
     axes = json.get("axes_dims_rope")
     return config if axes is None else {**config, "rope_axes": axes}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sdengine.errors import WeightsError
 from sdengine.families import Family
+from sdengine.loading.networks import flux
 from sdengine.loading.networks.checks import check_divides, check_rope_axes, rope_axes
 from sdengine.loading.networks.json_config import Json, check_facts, check_options
 from sdengine.loading.networks.shapes import Shapes
@@ -57,14 +58,7 @@ def refine(config: dict[str, Any], json: Json) -> dict[str, Any]:
     check_facts(
         json,
         {
-            "in_channels": config["in_channels"] * _PATCH_AREA,
-            "num_layers": config["layers"],
-            "num_single_layers": config["single_layers"],
-            "attention_head_dim": config["head_dim"],
-            "num_attention_heads": config["width"] // config["head_dim"],
-            "joint_attention_dim": config["context_width"],
-            "pooled_projection_dim": config["pooled_width"],
-            "guidance_embeds": config["guidance"],
+            **flux.facts(config),
             **({"num_mode": config["tasks"]} if config["tasks"] else {}),
             **({"conditioning_embedding_channels": config["in_channels"]} if pixels else {}),
         },
