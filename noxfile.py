@@ -8,11 +8,12 @@ import nox
 nox.options.sessions = ["lint", "types", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 
-PYTHON_FILES = ["python", "tests", "bench", "demo", "third_party", "noxfile.py"]
+PYTHON_FILES = ["python", "tests", "bench", "demo", "third_party", "packaging", "noxfile.py"]
 
 
 def native_files() -> list[str]:
-    return sorted(str(p) for p in Path("csrc").rglob("*") if p.suffix in {".h", ".cpp", ".inl"})
+    files = [*Path("csrc").rglob("*"), *Path("tests").rglob("*.cpp")]
+    return sorted(str(p) for p in files if p.suffix in {".h", ".cpp", ".inl"})
 
 
 @nox.session
@@ -51,6 +52,30 @@ def tests(session: nox.Session) -> None:
     # other cores to pytest-xdist's processes.
     env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "HF_HUB_OFFLINE": "1"}
     session.run("pytest", "-n", "auto", "--dist", "worksteal", *session.posargs, env=env)
+
+
+@nox.session(python=False)
+@nox.parametrize("sanitize", ["address,undefined", "thread"])
+def kernels(session: nox.Session, sanitize: str) -> None:
+    """The kernels' checks under sanitizers; takes minutes."""
+    folder = f"build/kernel-tests-{sanitize.split(',')[0]}"
+    options = (f"-DSDENGINE_SANITIZE={sanitize}", "-DCMAKE_BUILD_TYPE=Release")
+    session.run("cmake", "-S", "tests/kernels", "-B", folder, *options, external=True)
+    session.run("cmake", "--build", folder, "--target", "check", external=True)
+
+
+@nox.session
+def vulkan(session: nox.Session) -> None:
+    """The Vulkan backend on the first device there is, in software if need be; nothing is skipped.
+
+    Needs a Vulkan driver, headers and glslc (docs/installing.md); Mesa's software device is slow, but enough.
+    """
+    session.install(".[test]", env={"CMAKE_ARGS": "-DSDENGINE_VULKAN=ON"})
+    # Devices of the processor's kind are hidden otherwise; with float32 throughout, results compare closely.
+    env = {"GGML_VK_VISIBLE_DEVICES": "0", "GGML_VK_DISABLE_F16": "1"}
+    env |= {"SDENGINE_TEST_DEVICE": "vulkan:0", "HF_HUB_OFFLINE": "1"}
+    session.run("sdengine", "devices", env=env)
+    session.run("pytest", "tests/device", "tests/residency", *session.posargs, env=env)
 
 
 @nox.session

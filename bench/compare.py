@@ -1,273 +1,140 @@
-"""The engine beside its peers: the same work, in the same run, on the same cores.
+"""The engine beside its peers: the same work, in the same run, on the same cores, in turns.
 
-``python bench/compare.py --size 512 --threads 4 --weight-type f16,q8_0``
+``python bench/compare.py --threads 2 --limit-isa avx2 --cases unet-512,vae-512``
 
-The peers are installed from PyPI: stable-diffusion.cpp through ``stable-diffusion-cpp-python``, and
-diffusers on torch; docs/benchmarks.md tells how to build the first at its best. A peer that is not
-installed is left out. Every peer runs with the settings that a trial finds fastest for it. The
-contenders take turns, each in a process of its own, and the table shows medians and ratios: above 1
-the engine is faster, or takes less memory.
+The peers are installed from PyPI: stable-diffusion.cpp through ``stable-diffusion-cpp-python``, diffusers on torch, and
+OpenVINO with nncf; docs/benchmarks.md tells how to build the first at its best. A peer that is not installed is left
+out. Every peer runs with the settings that a trial finds fastest for it. Every turn has a process of its own; the order
+is turned around from round to round. Results are written after every turn, and a run that was stopped goes on where it
+was: turns that are in the file are not made again.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import statistics
+import json
+import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cases
+import comparison
+import contenders
 import measuring
 import step
-import synthetic
-
-TRIAL_SIZE = 256
-"""Pixels of diffusers' trials, where bfloat16 may be slower by orders of magnitude."""
-TRIAL_LIMIT = 600.0
-"""Seconds that a trial may take; a setting that needs more is not the fastest."""
-LIBRARY = "STABLE_DIFFUSION_CPP_LIB"
-"""The environment variable with which the binding is pointed to another build of its library."""
+from cases import Case
+from contenders import ENGINE, Contender, Field
 
 Report = dict[str, Any]
-Setting = tuple[str, list[str]]
-"""The name of a build of stable-diffusion.cpp, and options of peer_sdcpp.py."""
+ORDER = (ENGINE, cases.SDCPP, cases.TORCH, cases.OPENVINO)
 
 
-@dataclass
-class Contender:
-    """Somebody who does the work, with fixed settings."""
+class Results:
+    """What was measured so far, in a file."""
 
-    name: str
-    weight_type: str
-    settings: str
-    run: Callable[[], Report]
-    reports: list[Report] = field(default_factory=list)
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path = path
+        self.content: Report = {"trials": {}, "cases": {}}
+        if path.is_file():
+            self.content = json.loads(path.read_text(encoding="utf-8"))
+            found = {key: self.content.get(key) for key in settings}
+            if found != settings:
+                raise SystemExit(f"{path} holds another run, {found}; this one is {settings}")
+        self.content |= settings
 
-    def median(self, *keys: str) -> float:
-        """Median of one figure over the rounds; not a number where it was not measured."""
-        values = [value for r in self.reports if (value := _look_up(r, keys)) is not None]
-        return statistics.median(values) if values else float("nan")
+    def restore(self, case: Case, contender: Contender) -> None:
+        """Give a contender the reports that it has in the file."""
+        for kept in self.content["cases"].get(case.name, {}).get("contenders", []):
+            same = (kept["name"], kept["weight_type"]) == (contender.name, contender.weight_type)
+            if same and kept["settings"] == contender.settings:
+                contender.reports, contender.failure = kept["rounds"], kept["failure"]
 
+    def keep(self, case: Case, found: Sequence[Contender]) -> None:
+        """Write what the contenders of a case have now; those of an earlier run that are not in this one stay."""
+        present = {c.key for c in found}
+        earlier = self.content["cases"].get(case.name, {}).get("contenders", [])
+        entries = [c for c in earlier if f"{c['name']} {c['weight_type']}" not in present]
+        entries += [
+            {
+                "name": c.name,
+                "weight_type": c.weight_type,
+                "settings": c.settings,
+                "failure": c.failure,
+                "rounds": c.reports,
+            }
+            for c in found
+        ]
+        entries.sort(key=lambda entry: ORDER.index(entry["name"]))
+        self.content["cases"][case.name] = {"title": case.title, "contenders": entries}
+        self.write()
 
-def _look_up(report: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    value: Any = report
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
-class Sdcpp:
-    """stable-diffusion.cpp: which build and which options, and how to run it."""
-
-    script = "peer_sdcpp.py"
-
-    def __init__(self, libraries: Sequence[str], arguments: argparse.Namespace) -> None:
-        self.arguments = arguments
-        self.builds: dict[str, dict[str, str]] = {}
-        self.facts: list[Report] = []
-        for number, variables in enumerate(({}, *({LIBRARY: path} for path in libraries)), 1):
-            facts = measuring.child(self.script, ["--facts"], 1, variables)
-            self.facts.append(facts)
-            self.builds[f"{number}:{facts['instructions']}"] = variables
-        self.trials: dict[str, float] = {}
-
-    def contender(self, weight_type: str) -> Contender:
-        """The fastest build and options for this type of weights."""
-        model = self._model(weight_type)
-        size = ["--size", str(self.arguments.size)]
-        one_step = ["--steps", "1", *size]
-        candidates = [(build, flash) for build in self.builds for flash in ([], ["--flash"])]
-        build, options = self._fastest(model, candidates, [*one_step, "--no-vae"], "unet")
-        for option, part in (("--direct", "unet"), ("--vae-direct", "vae")):
-            if part == "unet" or self.arguments.vae:
-                candidates = [(build, options), (build, [*options, option])]
-                work = one_step + ["--no-vae"] * (part == "unet")
-                build, options = self._fastest(model, candidates, work, part)
-        work = [*options, *size, "--steps", str(self.arguments.steps)]
-        work += ["--no-vae"] * (not self.arguments.vae)
-        settings = " ".join([build, *options])
-        return Contender(
-            "stable-diffusion.cpp", weight_type, settings, lambda: self._run(model, build, work)
-        )
-
-    def _fastest(
-        self, model: Path, candidates: list[Setting], work: list[str], part: str
-    ) -> Setting:
-        times: list[float] = []
-        for build, options in candidates:
-            label = f"{model.name} {' '.join([build, *options])}: {part}"
-            if label not in self.trials:
-                limit = min(TRIAL_LIMIT, 60 + 3 * min(times, default=TRIAL_LIMIT))
-                self.trials[label] = self._try(model, build, [*options, *work], part, limit)
-                print(f"  trial {label} {self.trials[label]} s", flush=True)
-            times.append(self.trials[label])
-        return candidates[times.index(min(times))]
-
-    def _try(self, model: Path, build: str, work: Sequence[str], part: str, limit: float) -> float:
-        try:
-            return float(self._run(model, build, work, limit)[part]["first"])
-        except subprocess.TimeoutExpired:
-            return float("inf")
-
-    def _run(
-        self, model: Path, build: str, work: Sequence[str], limit: float | None = None
-    ) -> Report:
-        threads = self.arguments.threads
-        options = ["--model", str(model), "--threads", str(threads), *work]
-        report: Report = measuring.child(self.script, options, threads, self.builds[build], limit)
-        return report
-
-    def _model(self, weight_type: str) -> Path:
-        """The common f16 checkpoint, or its own conversion of it, which it loads fastest."""
-        plain = synthetic.model()
-        if weight_type == synthetic.PLAIN:
-            return plain
-        converted = plain.with_name(f"sdcpp-{weight_type}.gguf")
-        if not converted.is_file():
-            options = ["--model", str(plain), "--weight-type", weight_type]
-            measuring.child(self.script, [*options, "--convert-to", str(converted)], 1)
-        return converted
+    def write(self) -> None:
+        """Write the file; complete or not at all."""
+        unfinished = self.path.with_name(self.path.name + ".part")
+        measuring.write_json(unfinished, self.content)
+        unfinished.replace(self.path)
 
 
-class Diffusers:
-    """diffusers: which memory layout, and whether bfloat16 is any use here."""
-
-    script = "peer_diffusers.py"
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.arguments = arguments
-        self.facts = measuring.child(self.script, ["--facts"], 1)
-        self.trials: dict[str, float] = {}
-
-    def contenders(self) -> list[Contender]:
-        """float32 in its faster layout, and bfloat16 where that is faster."""
-        best: dict[str, tuple[float, list[str]]] = {}
-        for dtype, layout in itertools.product(("float32", "bfloat16"), ([], ["--channels-last"])):
-            options = ["--dtype", dtype, *layout]
-            seconds = self._try(options)
-            if seconds < best.get(dtype, (float("inf"),))[0]:
-                best[dtype] = seconds, options
-        used = ["float32"]
-        if best.get("bfloat16", (float("inf"),))[0] < best["float32"][0]:
-            used.append("bfloat16")
-        return [self._contender(dtype, best[dtype][1]) for dtype in used]
-
-    def _try(self, options: list[str]) -> float:
-        size = str(min(TRIAL_SIZE, self.arguments.size))
-        work = [*options, "--no-vae", "--size", size, "--steps", "2"]
-        try:
-            seconds = float(self._run(work, TRIAL_LIMIT)["unet"]["median"])
-        except subprocess.TimeoutExpired:
-            seconds = float("inf")
-        self.trials[" ".join(options)] = seconds
-        print(f"  trial diffusers {' '.join(options)}: unet {seconds} s", flush=True)
-        return seconds
-
-    def _contender(self, dtype: str, options: list[str]) -> Contender:
-        work = [*options, "--size", str(self.arguments.size), "--steps", str(self.arguments.steps)]
-        work += ["--no-vae"] * (not self.arguments.vae)
-        layout = "channels-last" if "--channels-last" in options else "contiguous"
-        return Contender("diffusers", dtype, layout, lambda: self._run(work))
-
-    def _run(self, work: Sequence[str], limit: float | None = None) -> Report:
-        threads = self.arguments.threads
-        options = ["--model", str(synthetic.model()), "--threads", str(threads), *work]
-        report: Report = measuring.child(self.script, options, threads, limit=limit)
-        return report
+def run(
+    case: Case, field: Field, facts: Mapping[str, Report], results: Results, rounds: int
+) -> None:
+    """All turns of a case that the results do not hold yet."""
+    found = field.of(case, facts)
+    for contender in found:
+        results.restore(case, contender)
+    for turn in range(min(rounds, case.rounds)):
+        # Every other round backwards, so that nobody always runs on a processor warmed by another.
+        for contender in found if turn % 2 == 0 else reversed(found):
+            if len(contender.reports) > turn or contender.failure:
+                continue
+            try:
+                contender.reports.append(contender.run())
+                said = f"{contender.median('median'):.2f} s"
+            except (RuntimeError, subprocess.TimeoutExpired) as error:
+                contender.failure = said = str(error).strip().splitlines()[-1][:300]
+            print(f"  {case.name} round {turn + 1}: {contender.key}: {said}", flush=True)
+            results.content["trials"] = field.trials
+            results.keep(case, found)
+    print(comparison.table(case, found), flush=True)
 
 
-def engine(weight_type: str, arguments: argparse.Namespace) -> Contender:
-    """The engine as it comes: it has no settings."""
-    return Contender(
-        "sdengine",
-        weight_type,
-        "",
-        lambda: step.run(
-            weight_type,
-            arguments.size,
-            arguments.threads,
-            arguments.steps - 1,
-            guided=False,
-            vae=arguments.vae,
-        ),
-    )
-
-
-def find_contenders(arguments: argparse.Namespace) -> tuple[list[Contender], Report]:
-    """Everybody who is installed, at their best settings, and what the trials were."""
-    weight_types = arguments.weight_type.split(",")
-    contenders = [engine(weight_type, arguments) for weight_type in weight_types]
-    facts: Report = {}
-    wanted = arguments.peers.split(",")
-    if "sdcpp" in wanted:
-        try:
-            sdcpp = Sdcpp(arguments.sdcpp_library, arguments)
-        except RuntimeError as error:
-            print(f"stable-diffusion-cpp-python is left out: {_last_line(error)}")
-        else:
-            contenders += [sdcpp.contender(weight_type) for weight_type in weight_types]
-            facts["stable-diffusion.cpp"] = {"builds": sdcpp.facts, "trials": sdcpp.trials}
-    if "diffusers" in wanted:
-        try:
-            diffusers = Diffusers(arguments)
-        except RuntimeError as error:
-            print(f"diffusers is left out: {_last_line(error)}")
-        else:
-            contenders += diffusers.contenders()
-            facts["diffusers"] = {**diffusers.facts, "trials": diffusers.trials}
-    return contenders, facts
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]
-
-
-def table(contenders: Sequence[Contender]) -> str:
-    """Medians over the rounds, and ratios to the engine with the same weight type, or its first."""
-    lines = [
-        "contender             weights   UNet s  ratio   CPU s  ratio   VAE s  ratio"
-        "  load s  UNet GB  ratio  peak GB  error"
+def check_settings(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Case]:
+    """The cases that are wanted, in their own order."""
+    known = [case.name for case in cases.CASES]
+    wanted = arguments.cases.split(",") if arguments.cases else known
+    if unknown := sorted(set(wanted) - set(known)):
+        parser.error(f"no such cases: {', '.join(unknown)}; there are {', '.join(known)}")
+    found = [cases.by_name(name) for name in wanted]
+    if not arguments.weight_types:
+        return found
+    kept = set(arguments.weight_types.split(","))
+    narrowed = [
+        replace(c, weight_types=tuple(t for t in c.weight_types if t in kept)) for c in found
     ]
-    own = {c.weight_type: c for c in reversed(contenders) if c.name == "sdengine"}
-    reference = next((c for c in contenders if c.weight_type == "float32"), None)
-    for c in contenders:
-        base = own.get(c.weight_type) or contenders[0]
-        cells = f"{c.name:21} {c.weight_type:8}"
-        for keys, width in (
-            (("unet", "median"), 8),
-            (("unet", "cpu_median"), 7),
-            (("vae", "first"), 7),
-        ):
-            cells += f" {c.median(*keys):{width}.2f} {c.median(*keys) / base.median(*keys):6.2f}"
-        memory = c.median("unet_peak_memory")
-        cells += f" {c.median('load'):7.2f} {memory / 1e9:8.2f}"
-        cells += f" {memory / base.median('unet_peak_memory'):6.2f}"
-        cells += f" {c.median('peak_memory') / 1e9:8.2f}  {_error(c, reference)}  {c.settings}"
-        lines.append(cells.rstrip())
-    return "\n".join(lines)
-
-
-def _error(contender: Contender, reference: Contender | None) -> str:
-    """Relative error of the denoiser's output against diffusers in float32: the same work?"""
-    found = _look_up(contender.reports[0], ["unet_probe"])
-    if reference is None or found is None:
-        return "      -"
-    return f"{measuring.relative_error(found, reference.reports[0]['unet_probe']):7.0e}"
+    return [case for case in narrowed if case.weight_types]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", type=int, default=512, help="pixels of a side")
+    parser.add_argument("--cases", default="", help="with commas; all by default")
+    parser.add_argument("--weight-types", default="", help="of the cases' own only these")
     parser.add_argument("--threads", type=int, default=0, help="0: one per physical core")
-    parser.add_argument("--weight-type", default="f16,q8_0", help="several with commas")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of every contender")
-    parser.add_argument("--steps", type=int, default=4, help="evaluations a turn, one to warm up")
-    parser.add_argument("--peers", default="sdcpp,diffusers", help="which to run")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="turns of everybody; long cases fewer"
+    )
+    parser.add_argument(
+        "--peers",
+        default=",".join((cases.SDCPP, cases.TORCH, cases.OPENVINO)),
+        help="which to run, with commas",
+    )
+    parser.add_argument(
+        "--limit-isa", default="", choices=["", *contenders.LIMITS], help="for everybody"
+    )
     parser.add_argument(
         "--sdcpp-library",
         action="append",
@@ -275,42 +142,33 @@ def main() -> None:
         metavar="FILE",
         help="another build of stable-diffusion.cpp's library to try besides the installed one",
     )
-    parser.add_argument("--vae", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--json", type=Path, help="default: results/<machine>.json in this folder")
-    arguments = parser.parse_args()
-    if arguments.steps < 2 or arguments.rounds < 1:
-        parser.error("--steps must be at least 2 and --rounds at least 1")
-    arguments.threads = arguments.threads or step.default_threads()
-    facts, before = measuring.machine(), measuring.load_average()
-    measuring.bind_to_cores(arguments.threads)
-    contenders, peers = find_contenders(arguments)
-    for turn in range(arguments.rounds):
-        # Every other round backwards, so that nobody always runs on a processor warmed by another.
-        for contender in contenders if turn % 2 == 0 else reversed(contenders):
-            contender.reports.append(contender.run())
-            print(f"  round {turn + 1}: {contender.name} {contender.weight_type}", flush=True)
-    print(table(contenders))
-    measuring.write_json(
-        arguments.json or measuring.HERE / "results" / f"{measuring.slug(facts)}.json",
-        {
-            "machine": facts,
-            "work": {"size": arguments.size, "threads": arguments.threads},
-            "load_average": {"before": before, "after": measuring.load_average()},
-            "peers": peers,
-            "contenders": [
-                {
-                    "name": c.name,
-                    "weight_type": c.weight_type,
-                    "settings": c.settings,
-                    "rounds": [
-                        {k: v for k, v in r.items() if not k.endswith("_probe")} for r in c.reports
-                    ],
-                }
-                for c in contenders
-            ],
-            "table": table(contenders).splitlines(),
-        },
+    parser.add_argument("--json", type=Path, help="default: results/compare-*.json in this folder")
+    parser.add_argument(
+        "--report", action="store_true", help="only print the results as a table for the docs"
     )
+    arguments = parser.parse_args()
+    wanted = check_settings(arguments, parser)
+    threads = arguments.threads or step.default_threads()
+    machine, before = measuring.machine(), measuring.load_average()
+    name = f"compare-{measuring.slug(machine)}-{threads}-threads"
+    name += f"-{arguments.limit_isa}" * bool(arguments.limit_isa)
+    path = arguments.json or measuring.HERE / "results" / f"{name}.json"
+    if arguments.report:
+        print(comparison.document(json.loads(path.read_text(encoding="utf-8"))))
+        return
+    settings = {"machine": machine, "threads": threads, "limit_isa": arguments.limit_isa}
+    results = Results(path, settings)
+    results.content["cores"] = measuring.bind_to_cores(threads)
+    results.content.setdefault("load_average_before", before)
+    os.environ.pop("SDENGINE_THREADS", None)
+    variables = contenders.limited(arguments.limit_isa)
+    field = Field(threads, variables, arguments.sdcpp_library, results.content["trials"])
+    facts = field.facts([ENGINE, *arguments.peers.split(",")])
+    results.content["versions"] = facts
+    for case in wanted:
+        run(case, field, facts, results, arguments.rounds)
+    results.content["load_average_after"] = measuring.load_average()
+    results.write()
 
 
 if __name__ == "__main__":

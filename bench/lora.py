@@ -62,7 +62,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     model = synthetic.model(arguments.weight_type)
     measuring.warm(model)
     plain, adapted = (sdengine.load(model, threads=arguments.threads) for _ in range(2))
-    part = adapted.plan.components["unet"]
+    part = adapted.model.components["unet"]
     shapes = {binding.name: binding.entry.shape for binding in part.bindings}
     folder = synthetic.cache_folder()
     files = [

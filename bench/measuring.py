@@ -6,6 +6,7 @@ cannot be lowered again. A child prints one line of JSON, its last one; the pare
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -106,6 +107,21 @@ def peak_memory() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def forget_peak() -> dict[str, int]:
+    """The model is loaded: the peak of that, and :func:`evaluating_peak` tells the one from now on (Linux)."""
+    peak = peak_memory()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    return {"load_peak_memory": peak}
+
+
+def evaluating_peak() -> dict[str, int]:
+    """Peak of resident memory in bytes since :func:`forget_peak`, or since the start where it cannot be forgotten."""
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return {"peak_memory": 1024 * int(found[1]) if found else peak_memory()}
 
 
 class UnmappedPeak:

@@ -11,20 +11,26 @@ import json
 import os
 import re
 import time
+from pathlib import Path
 from typing import Any
 
-from measuring import PROMPT, Laps, peak_memory
+import cases
+import measuring
+import synthetic
 
 LATENT_SECONDS = re.compile(r"latent \d+ decoded, taking ([\d.]+)s")
-ENCODE_SECONDS = re.compile(r"get_learned_condition completed, taking ([\d.]+)s")
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Load, encode, evaluate and decode once in this process."""
+    """Load and evaluate in this process, up to the part that the case is about."""
     import ctypes
 
     import stable_diffusion_cpp as peer
 
+    case = cases.by_name(arguments.case)
+    converted = file(case, arguments.weight_type)
+    path = converted if converted.is_file() else case.file()
+    decodes = case.part == "decoder"
     said: list[str] = []
 
     def keep(level: int, text: bytes, data: Any) -> None:
@@ -34,8 +40,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     peer.sd_set_log_callback(keep_native, ctypes.c_void_p(0))
     started = time.perf_counter()
     pipe = peer.StableDiffusion(
-        model_path=str(arguments.model),
-        wtype=arguments.weight_type,
+        model_path=str(path),
+        wtype="default" if path == converted else arguments.weight_type,
         n_threads=arguments.threads,
         diffusion_flash_attn=arguments.flash,
         diffusion_conv_direct=arguments.direct,
@@ -43,47 +49,44 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         vae_decode_only=True,
         verbose=True,
     )
-    loaded = time.perf_counter()
-    laps, memory = Laps(), [0]
+    loaded = time.perf_counter() - started
+    loading = measuring.forget_peak()
+    laps = measuring.Laps()
 
-    def report() -> dict[str, Any]:
-        log = "".join(said)
-        return {
-            "load": round(loaded - started, 3),
-            "encode": _seconds(ENCODE_SECONDS, log),
-            "unet": laps.summary(warm_ups=min(1, arguments.steps - 1)),
-            "unet_peak_memory": memory[0],
-            "vae": {"first": _seconds(LATENT_SECONDS, log)},
-            "peak_memory": peak_memory(),
-        }
+    def report(summary: dict[str, Any]) -> dict[str, Any]:
+        return {**summary, "load": round(loaded, 3), **loading, **measuring.evaluating_peak()}
 
     def progress(step: int, steps: int, seconds: float) -> None:
         if step == 0:
             laps.restart()
             return
         laps.lap()
-        memory[0] = peak_memory()
-        if step == steps and not arguments.vae:
+        if step == steps and not decodes:
             # The binding has no way to leave the decoding out; this process has nothing else to do.
-            print("\n" + json.dumps(report()), flush=True)
+            print("\n" + json.dumps(report(laps.summary(case.warm_ups))), flush=True)
             os._exit(0)
 
+    size = arguments.size or case.size
     pipe.generate_image(
-        prompt=PROMPT,
+        prompt=measuring.PROMPT,
         cfg_scale=1.0,
+        guidance=cases.GUIDANCE,
         sample_method="euler",
-        sample_steps=arguments.steps,
-        width=arguments.size,
-        height=arguments.size,
+        sample_steps=1 if decodes else case.warm_ups + case.runs,
+        width=size,
+        height=size,
         seed=1,
         progress_callback=progress,
     )
-    return report()
+    seconds = _seconds(LATENT_SECONDS, "".join(said))
+    return report({"first": seconds, "seconds": [seconds], "median": seconds})
 
 
-def _seconds(pattern: re.Pattern[str], log: str) -> float | None:
+def _seconds(pattern: re.Pattern[str], log: str) -> float:
     found = pattern.search(log)
-    return float(found.group(1)) if found else None
+    if not found:
+        raise RuntimeError(f"it did not say how long it took:\n{log[-2000:]}")
+    return float(found.group(1))
 
 
 def facts() -> dict[str, Any]:
@@ -103,39 +106,48 @@ def facts() -> dict[str, Any]:
     }
 
 
-def convert(source: str, target: str, weight_type: str) -> dict[str, Any]:
-    """Its own quantized file, so that loading is measured at its best too."""
+def file(case: cases.Case, weight_type: str) -> Path:
+    """Where a model converted by stable-diffusion.cpp is kept."""
+    return synthetic.cache_folder() / f"sdcpp-{case.model}-{weight_type}.gguf"
+
+
+def convert(case: cases.Case, weight_type: str) -> dict[str, Any]:
+    """Write its own quantized file, where making the type while loading takes minutes."""
     import stable_diffusion_cpp as peer
 
-    done = peer.convert(
-        source.encode(),
-        b"",
-        target.encode(),
-        peer.stable_diffusion.GGML_TYPE_MAP[weight_type],
-        b"",
-        True,
-    )
-    return {"converted": bool(done)}
+    path = file(case, weight_type)
+    unfinished = path.with_name(f"unfinished-{path.name}")
+    if not path.is_file():
+        kind = peer.stable_diffusion.GGML_TYPE_MAP[weight_type]
+        whole = peer.convert(
+            str(case.file()).encode(), b"", str(unfinished).encode(), kind, b"", True
+        )
+        if not whole:
+            raise RuntimeError(f"{path.name} was not converted")
+        unfinished.replace(path)
+    return {"converted": path.name}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--facts", action="store_true", help="print only what was built and how")
-    parser.add_argument("--convert-to", help="write --model as a GGUF of --weight-type here")
-    parser.add_argument("--model")
-    parser.add_argument("--weight-type", default="default")
-    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--convert", action="store_true", help="only write the type's file")
+    parser.add_argument("--case", default="unet-512")
+    parser.add_argument("--size", type=int, help="other than the case's")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument(
+        "--weight-type",
+        default="f16",
+        help="made while loading, or by --convert",
+    )
     parser.add_argument("--flash", action="store_true")
     parser.add_argument("--direct", action="store_true")
     parser.add_argument("--vae-direct", action="store_true")
-    parser.add_argument("--vae", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
     if arguments.facts:
         report = facts()
-    elif arguments.convert_to:
-        report = convert(arguments.model, arguments.convert_to, arguments.weight_type)
+    elif arguments.convert:
+        report = convert(cases.by_name(arguments.case), arguments.weight_type)
     else:
         report = measure(arguments)
     print("\n" + json.dumps(report))

@@ -32,7 +32,7 @@ def _measure(arguments: argparse.Namespace, unmapped: measuring.UnmappedPeak) ->
     report: dict[str, Any] = {"load": round(time.perf_counter() - started, 3)}
     report["memory_loaded"] = measuring.peak_memory()
     distilled = (
-        pipe.plan.reads_guidance
+        pipe.model.reads_guidance
     )  # such a model is told its guidance; a second branch is extra
     scale = "true_cfg_scale" if distilled else "guidance_scale"
     run = pipe.start(
@@ -56,7 +56,7 @@ def _measure(arguments: argparse.Namespace, unmapped: measuring.UnmappedPeak) ->
     result = run.result()
     report["text"] = round(result.timings["encode"], 3)
     report["decode"] = round(result.timings["decode"], 3)
-    side, channels = arguments.size // measuring.FACTOR, pipe.plan.latents.channels
+    side, channels = arguments.size // measuring.FACTOR, pipe.model.latents.channels
     report["decoder_activations"] = pipe.vae.decoder.planned_bytes(
         {"latents": [1, channels, side, side]}, {}
     )

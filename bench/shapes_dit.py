@@ -68,6 +68,8 @@ class Whole:
 
 
 FLUX_DEV = Whole(Flux())
+BLOCKS = Flux(double_blocks=1, single_blocks=1)
+"""One block of each kind, at full width."""
 SD35_MEDIUM = Whole(MMDiT())
 
 
@@ -84,6 +86,17 @@ def checkpoint(whole: Whole) -> Iterator[Parameter]:
         networks.append(("text_encoders.clip_g.transformer.", clip_g(whole.others)))
         networks.append(("text_encoders.clip_l.transformer.", projection(whole.others.text_width)))
     for prefix, parameters in networks:
+        for name, shape in parameters:
+            yield prefix + name, shape
+
+
+def blocks() -> Iterator[Parameter]:
+    """A FLUX.1 of :data:`BLOCKS` with autoencoder and CLIP, and without T5: for peers that run whole models."""
+    for prefix, parameters in (
+        ("model.diffusion_model.", flux(BLOCKS)),
+        ("first_stage_model.", autoencoder(OTHERS)),
+        ("text_encoders.clip_l.transformer.text_model.", shapes.text_encoder(OTHERS)),
+    ):
         for name, shape in parameters:
             yield prefix + name, shape
 

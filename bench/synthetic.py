@@ -13,6 +13,7 @@ import struct
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import shapes
@@ -27,6 +28,12 @@ MODELS = {"sd15": shapes.FULL, "sdxl": shapes.SDXL}
 """Stable Diffusion 1.5 (2.1 GB in f16) and XL (6.9 GB)."""
 TRANSFORMERS = {"flux-dev": shapes_dit.FLUX_DEV, "sd35-medium": shapes_dit.SD35_MEDIUM}
 """FLUX.1 dev (9.8 GB in q4_0 with its T5) and Stable Diffusion 3.5 Medium (5.1 GB); quantized types only."""
+BLOCKS = "flux-blocks"
+"""A FLUX.1 of one double and one single block (1.5 GB in f16)."""
+
+SMALL_T5 = shapes_dit.T5(hidden=64, heads=2, head_width=32, layers=2, vocabulary=200)
+"""Of the width that FLUX.1 reads; a load of the model wants one, and nothing else."""
+T5_FILE = "t5.safetensors"
 
 
 def cache_folder() -> Path:
@@ -46,9 +53,11 @@ def model(weight_type: str = PLAIN, folder: Path | None = None, name: str = "sd1
     Args:
         weight_type: f16, or any type that ``sdengine.convert`` writes; q4_0 or q8_0 of transformers.
         folder: where to keep it; None takes :func:`cache_folder`.
-        name: a key of :data:`MODELS` or :data:`TRANSFORMERS`.
+        name: a key of :data:`MODELS` or :data:`TRANSFORMERS`, or :data:`BLOCKS`.
     """
     folder = folder or cache_folder()
+    if name == BLOCKS:
+        return _blocks(weight_type, folder / name)
     if name in TRANSFORMERS:
         return _transformer(name, weight_type, folder / name)
     plain, converted = folder / f"{name}-f16.safetensors", folder / f"{name}-{weight_type}.gguf"
@@ -73,6 +82,29 @@ def _transformer(name: str, weight_type: str, folder: Path) -> Path:
         synthetic_gguf.write_t5_tokenizer(folder / t5_reader, whole.t5.vocabulary)
         synthetic_gguf.write_gguf(path, list(shapes_dit.checkpoint(whole)), weight_type)
     return path
+
+
+def _blocks(weight_type: str, folder: Path) -> Path:
+    plain, converted = folder / "f16.safetensors", folder / f"{weight_type}.gguf"
+    if not plain.is_file():
+        write_tokenizer(folder / "tokenizer")
+        synthetic_gguf.write_t5_tokenizer(folder / "tokenizer_2", SMALL_T5.vocabulary)
+        write_parameters(folder / T5_FILE, list(shapes_dit.t5(SMALL_T5)))
+        write_parameters(plain, list(shapes_dit.blocks()))
+    if weight_type == PLAIN:
+        return plain
+    if not converted.is_file():
+        import sdengine
+
+        sdengine.convert(plain, converted, weight_type, **beside(plain))
+    return converted
+
+
+def beside(path: Path) -> dict[str, Any]:
+    """What ``sdengine.load`` and ``convert`` are told of a file that lacks a text encoder."""
+    t5 = path.with_name(T5_FILE)
+    needed = path.suffix == ".safetensors" and t5.is_file()
+    return {"text_encoders": {"text_encoder_2": str(t5)}} if needed else {}
 
 
 def write_checkpoint(path: Path, size: shapes.Size = shapes.FULL, seed: int = 0) -> None:
@@ -157,7 +189,7 @@ def _byte_characters() -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write a synthetic full-size model.")
-    parser.add_argument("--model", default="sd15", choices=[*MODELS, *TRANSFORMERS])
+    parser.add_argument("--model", default="sd15", choices=[*MODELS, *TRANSFORMERS, BLOCKS])
     parser.add_argument("--weight-type", default=PLAIN, help="f16, q8_0, q4_0, ... (f16)")
     parser.add_argument("--folder", type=Path, help="where to write it")
     arguments = parser.parse_args()

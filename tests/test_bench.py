@@ -26,7 +26,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     """The modules of bench/, which are scripts beside each other and no package."""
     monkeypatch.syspath_prepend(str(BENCH))
     names = ("shapes", "shapes_dit", "measuring", "synthetic_gguf", "synthetic")
-    names += ("step", "picture", "compare", "control", "upscale")
+    names += ("step", "picture", "control", "upscale")
     modules = {name: __import__(name) for name in names}
     for name in names:
         monkeypatch.delitem(sys.modules, name)
@@ -282,26 +282,6 @@ def test_laps_leave_warm_ups_out(
 def test_a_failed_child_says_why(bench: dict[str, ModuleType]) -> None:
     with pytest.raises(RuntimeError, match="--no-such-option"):
         bench["measuring"].child("synthetic.py", ["--no-such-option"], threads=1)
-
-
-def test_ratios_are_peer_over_engine_of_the_same_weight_type(bench: dict[str, ModuleType]) -> None:
-    def contender(name: str, weight_type: str, seconds: float, probe: list[float]) -> object:
-        part = {"median": seconds, "cpu_median": seconds, "first": seconds}
-        report = {"load": 1.0, "unet": part, "vae": part, "unet_probe": probe}
-        report |= {"unet_peak_memory": 1e9 * seconds, "peak_memory": 1e9}
-        return bench["compare"].Contender(name, weight_type, "", dict, [report])
-
-    contenders = [
-        contender("sdengine", "f16", 2.0, [1.0, 1.0]),
-        contender("sdengine", "q8_0", 4.0, [1.0, 1.1]),
-        contender("stable-diffusion.cpp", "q8_0", 6.0, [0.0, 0.0]),
-        contender("diffusers", "float32", 5.0, [1.0, 1.0]),
-    ]
-    rows = [line.split() for line in bench["compare"].table(contenders).splitlines()[1:]]
-    assert rows[2][2:8] == ["6.00", "1.50", "6.00", "1.50", "6.00", "1.50"]
-    assert rows[3][2:4] == ["5.00", "2.50"]
-    assert rows[2][10] == "1.50"
-    assert [row[-1] for row in rows] == ["0e+00", "7e-02", "1e+00", "0e+00"]
 
 
 def test_machine_facts_name_a_file(bench: dict[str, ModuleType]) -> None:

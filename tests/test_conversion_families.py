@@ -135,7 +135,7 @@ def test_a_recipe_outlives_the_name(folders: Folders, tmp_path: Path) -> None:
     second = convert(first, tmp_path / "b.gguf", "q4_0").path
     for path in (first, second):
         pipe = sdengine.load(path, threads=1)
-        assert pipe.plan.defaults == plan.defaults
+        assert pipe.model.defaults == plan.defaults
         assert pipe.recipe is not None
         assert pipe.recipe.name == "hyper-sdxl-unet-1"
 

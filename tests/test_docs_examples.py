@@ -174,7 +174,7 @@ def parsed(arguments: list[str]) -> click.Context:
 
 
 def missing(context: click.Context) -> list[str]:
-    """The files that a command line names and that are not there."""
+    """The files and devices that a command line names and that are not there."""
     text = []
     for name, value in context.params.items():
         if name in WRITTEN or value is None:
@@ -182,7 +182,9 @@ def missing(context: click.Context) -> list[str]:
         listed = value if isinstance(value, list | tuple) else [value]
         text += [str(getattr(item, "path", item)) for item in listed]
     files = [t for t in text if re.search(r"^[^\s=]*(\.(\w{3,5}|safetensors)|/)$", t)]
-    return [file for file in files if not Path(file).exists()]
+    known = {device.name for device in sdengine.devices()}
+    devices = [t for t in text if re.search(r"^((cuda|vulkan):\d+|metal)$", t) and t not in known]
+    return devices + [file for file in files if not Path(file).exists()]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])

@@ -117,11 +117,11 @@ def test_the_rest(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("value", VALUES)
 def test_load(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    demo = demo_pipeline().plan.path
+    demo = demo_pipeline().model.path
     for name in (
         *("vae", "text_encoders", "tokenizer", "family", "prediction", "device", "threads"),
         *("weight_type", "embeddings", "loras", "lora_dir", "controlnets", "ip_adapter"),
-        *("preview_vae", "prompt_cache"),
+        *("preview_vae", "prompt_cache", "precise"),
     ):
         survives(lambda name=name: sdengine.load(demo, **{name: VALUES[value]}))
     survives(lambda: sdengine.load(VALUES[value]))

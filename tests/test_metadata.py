@@ -231,6 +231,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "schedule": st.sampled_from(SCHEDULES),
     "noise": st.sampled_from(["torch-cpu", "torch-cuda"]),
     "seamless": st.sampled_from(["x", "y", "xy"]),
+    "cache": st.sampled_from(["fast", "balanced"]),
     **dict.fromkeys(("sizes", "negative_sizes", "projection", "threshold", "mimic"), RECORDS),
     **dict.fromkeys(("skip_layers", "perturbed_attention"), RECORDS),
     **dict.fromkeys(("normalized_attention", "zero_star", "tiled_diffusion"), RECORDS),

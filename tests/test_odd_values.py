@@ -79,7 +79,7 @@ def test_a_distilled_scale_is_one_number(pipe: sdengine.Pipeline, scale: Any) ->
     from sdengine.generation import told
 
     with pytest.raises(ParameterError, match="one number"):
-        told(pipe.plan, 1, {}, {}, scale)
+        told(pipe.model, 1, {}, {}, scale)
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_told(pipe: Pipeline, folder: Path) -> None:
 
 def test_latents_of_sixteen_channels(tmp_path: Path) -> None:
     model = tiny_sd3_folder(tmp_path / "sd3")
-    factor = sdengine.load(model).plan.latents.factor
+    factor = sdengine.load(model).model.latents.factor
     stages = factor.bit_length()
     small = {"latent_channels": 16, "encoder_block_out_channels": (32,) * stages}
     small |= {"decoder_block_out_channels": (32,) * stages}

@@ -45,7 +45,7 @@ def test_every_network_that_ran_is_in_it(profile: Profile) -> None:
         "vae_decoder",
     }
     kinds = {share.name for share in profile.shares("kind")}
-    assert {"conv2d", "linear", "attention", "group_norm", "layer_norm", "geglu"} <= kinds
+    assert {"conv2d", "linear", "attention", "group_norm", "layer_norm", "feed_forward"} <= kinds
     begins = [operator.begin for operator in profile.operators]
     assert begins == sorted(begins)
 
@@ -56,7 +56,7 @@ def test_multiply_adds_are_those_of_the_layers(pipe: sdengine.Pipeline) -> None:
     with profiled(pipe) as recorded:
         pipe.predict(latents, 500, pipe.encode_prompt("a"))
     first = next(o for o in recorded.operators if o.network == "unet" and o.kind == "conv2d")
-    shapes = {b.name: b.entry.shape for b in pipe.plan.components["unet"].bindings}
+    shapes = {b.name: b.entry.shape for b in pipe.model.components["unet"].bindings}
     assert first.block == "conv_in"
     assert first.multiply_adds == size * size * int(np.prod(shapes["conv_in.weight"]))
 

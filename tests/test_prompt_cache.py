@@ -101,7 +101,7 @@ def test_a_loras_text_part_and_its_strength_are_told_apart(
 ) -> None:
     module = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
     pipe, without = (sdengine.load(model, prompt_cache=given) for given in (None, False))
-    bindings = pipe.plan.components["text_encoder"].bindings
+    bindings = pipe.model.components["text_encoder"].bindings
     shape = next(b.entry.shape for b in bindings if b.name.endswith("layers.0.mlp.fc1.weight"))
     rng = np.random.default_rng(0)
     up, down = (rng.normal(size=s).astype(np.float32) for s in ((shape[0], 2), (2, shape[1])))

@@ -58,6 +58,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"compat": "comfyui", "weighting": "a1111"},
     {"noise": "torch-cuda", "weighting": "compel", "seamless": "xy"},
     {"seamless": "x", "denoising_end": 0.5},
+    {"cache": "balanced", "steps": 12},
     {"tiled_diffusion": True, "width": 256},
     {"tiled_diffusion": TiledDiffusion(24, 16, "uniform")},
     {"hires_scale": 1.5, "hires_upscaler": "latent-bicubic", "hires_strength": 0.5},

@@ -105,10 +105,17 @@ void AdapterStack::allocate(const std::string& name, Slot& slot) {
 }
 
 void AdapterStack::remove(const std::string& name, const Slot& slot) {
+    for (const void* values : slot.values()) store_->values_gone(values);
     if (slot.pair)
         store_->set_beside(name, {});
     else
         store_->restore(name);
+}
+
+std::vector<const void*> AdapterStack::Slot::values() const {
+    if (!pair) return {reinterpret_cast<void*>(aligned(reinterpret_cast<uintptr_t>(memory.get())))};
+    if (!beside.down) return {};
+    return {beside.gains->data, beside.down->data, beside.up->data};
 }
 
 // Gives every changed parameter a slot of the right kind; true if any of them is new or gone.
@@ -213,6 +220,11 @@ bool AdapterStack::apply(const std::vector<AdapterUse>& uses) {
             for (size_t i; (i = next++) < work.size();)
                 fill(work[i]->first, *slots_.at(work[i]->first), work[i]->second, same_files);
         });
+        for (const auto& [name, slot] : slots_)
+            for (const void* values : slot->values()) {
+                store_->values_changed(values);
+                if (same_files && slot->pair) break;  // the gains, which come first
+            }
     } catch (...) {
         clear();
         throw;

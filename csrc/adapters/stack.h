@@ -50,6 +50,8 @@ class AdapterStack {
     // not if the same layers keep the same ranks and types. When it throws, none applies.
     bool apply(const std::vector<AdapterUse>& uses);
     void clear();
+    // What applies now.
+    const std::vector<AdapterUse>& uses() const noexcept { return uses_; }
     // Whether any parameter is changed, and the memory that it takes.
     bool empty() const noexcept { return slots_.empty(); }
     size_t bytes() const;
@@ -69,6 +71,8 @@ class AdapterStack {
         size_t bytes = 0;
         ggml_context* headers = nullptr;
         Beside beside;
+        // Where its values lie; of a pair the gains come first.
+        std::vector<const void*> values() const;
         ~Slot();
     };
     static Changes by_parameter(const std::vector<AdapterUse>& uses);

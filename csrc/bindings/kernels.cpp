@@ -43,16 +43,10 @@ struct Run {
     }
 
     static Isa parse(const std::string& name) {
-        if (name == "auto") return best_isa();
-        for (const auto& [known, isa] : names())
-            if (name == known && available(isa)) return isa;
+        if (name == "auto") return chosen_isa();
+        const std::optional<Isa> isa = isa_named(name);
+        if (isa && available(*isa)) return *isa;
         reject("isa '" + name + "' is not available here; see isas()");
-    }
-    static std::vector<std::pair<const char*, Isa>> names() {
-        return {{"reference", Isa::Reference},
-                {"plain", Isa::Plain},
-                {"avx2", Isa::Avx2},
-                {"avx512", Isa::Avx512}};
     }
 
     template <class Op>
@@ -348,8 +342,8 @@ py::array_t<float> dequantize(const py::buffer& bytes, const std::string& type_n
 
 std::vector<std::string> isas() {
     std::vector<std::string> found;
-    for (const auto& [name, isa] : Run::names())
-        if (available(isa)) found.emplace_back(name);
+    for (const Isa isa : kIsas)
+        if (available(isa)) found.emplace_back(name_of(isa));
     return found;
 }
 
@@ -367,6 +361,9 @@ void bind_kernels(py::module_& m) {
     const auto residual = py::arg("residual") = py::none();
     const auto activation = py::arg("activation") = "none";
     k.def("isas", isas, "The variants that this processor can run, the widest last.");
+    k.def(
+        "chosen_isa", [] { return name_of(chosen_isa()); },
+        "The variant that operators run on; SDENGINE_CPU may name it.");
     k.def("peak_gflops", peak_gflops, py::arg("isa") = "auto", py::arg("repeats") = 9,
           "Multiply-add rate of one thread, in registers.");
     k.def("quantize", quantize, py::arg("values").noconvert(), py::arg("type"), py::arg("width"));
@@ -394,6 +391,7 @@ void bind_kernels(py::module_& m) {
           py::arg("gamma_offset") = 0.0f, threads, isa, repeats, seconds);
     k.def("geglu", run_geglu, py::arg("input").noconvert(), py::kw_only(), threads, isa, repeats,
           seconds);
+    bind_ggml_linear(k);
 }
 
 }  // namespace sde::bindings

@@ -16,6 +16,7 @@ PYBIND11_MODULE(_core, m) {
     sde::bindings::bind_errors(m);
     sde::bindings::bind_adapters(m);
     sde::bindings::bind_weights(m);
+    sde::bindings::bind_backends(m);
     sde::bindings::bind_networks(m);
     sde::bindings::bind_schedules(m);
     sde::bindings::bind_stages(m);

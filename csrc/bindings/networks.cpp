@@ -31,16 +31,70 @@ Config to_config(const py::handle& value) {
                 "a network's config holds bool, int, float, str, list and dict only");
 }
 
+using Dims = std::map<std::string, std::vector<int64_t>>;
+
+networks::InputShapes to_shapes(const Dims& shapes) {
+    networks::InputShapes given;
+    for (const auto& [name, dims] : shapes) given[name] = Shape(dims);
+    return given;
+}
+
+using Devices = std::vector<std::shared_ptr<Device>>;
+
+// A device, or several.
+Devices to_devices(const py::object& device) {
+    if (py::isinstance<Device>(device)) return {device.cast<std::shared_ptr<Device>>()};
+    return device.cast<Devices>();
+}
+
+using Bytes = std::map<std::string, size_t>;
+
+Bytes summed(const std::vector<Footprint>& footprints) {
+    Footprint sum;
+    for (const Footprint& each : footprints) {
+        sum.activations += each.activations;
+        sum.weights += each.weights;
+        sum.staging += each.staging;
+    }
+    return {{"activations", sum.activations}, {"weights", sum.weights}, {"staging", sum.staging}};
+}
+
 py::dict run(Runner& runner, const std::map<std::string, py::array>& inputs,
-             const networks::Options& options, const CancelToken* cancel) {
+             const networks::Options& options, const CancelToken* cancel,
+             const std::vector<std::string>& steady) {
     HostArrays given;
     for (const auto& [name, array] : inputs) given[name] = to_host(array);
+    for (const std::string& name : steady)
+        if (const auto found = given.find(name); found != given.end()) found->second.steady = true;
     const HostArrays results = without_gil(
         cancel, [&](const CancelCheck& check) { return runner.run(given, options, check); });
     py::dict out;
     for (const auto& [name, array] : results)
         out[py::str(name)] = to_numpy(array.floats, array.shape);
     return out;
+}
+
+py::list rehearsed(const Runner& runner) {
+    py::list out;
+    for (const Evaluation& one : runner.rehearsed()) {
+        py::dict shapes;
+        for (const auto& [name, shape] : one.shapes) shapes[py::str(name)] = shape.dims();
+        out.append(py::make_tuple(shapes, one.options, one.steady, one.graphs_kept));
+    }
+    return out;
+}
+
+// The method of step caching, empty where there is none.
+std::string reuse_of(const Runner& runner) {
+    switch (runner.reuse()) {
+        case networks::Reuse::Features:
+            return "features";
+        case networks::Reuse::FirstBlock:
+            return "first_block";
+        case networks::Reuse::None:
+            break;
+    }
+    return "";
 }
 
 }  // namespace
@@ -55,8 +109,38 @@ void bind_networks(py::module_& m) {
         .def_property_readonly("cancelled", &CancelToken::cancelled);
 
     py::class_<Device, std::shared_ptr<Device>>(m, "Device", "A compute device with its threads.")
-        .def_static("cpu", &Device::cpu, py::arg("threads") = 0)
-        .def_property_readonly("threads", &Device::threads);
+        .def_static("cpu", &Device::cpu, py::arg("threads") = 0, py::arg("portable") = false,
+                    "The CPU; with `portable` as a device with memory of its own that runs ggml's "
+                    "operators only.")
+        .def_static("open", &Device::open, py::arg("name"), py::arg("threads") = 0,
+                    "A device by its name.")
+        .def_property_readonly("name", &Device::name)
+        .def_property_readonly("threads", &Device::threads)
+        .def_property_readonly("precise", &Device::is_precise)
+        .def("set_precise", &Device::set_precise, py::arg("precise"),
+             "Whether convolutions sum directly; set before networks run.")
+        .def_property_readonly("has_own_memory",
+                               [](const Device& device) { return !device.runs_custom(); })
+        .def(
+            "memory",
+            [](const Device& device) {
+                const Device::Memory memory = device.memory();
+                return std::make_pair(memory.free, memory.total);
+            },
+            "(free, total) bytes of the device's memory.")
+        .def_property_readonly("allocated_bytes",
+                               [](const Device& device) { return device.tally()->allocated(); })
+        .def_property_readonly("peak_bytes",
+                               [](const Device& device) { return device.tally()->peak(); })
+        .def_property_readonly(
+            "staging_bytes", [](const Device& device) { return device.host_tally()->allocated(); })
+        .def(
+            "reset_peak", [](const Device& device) { device.tally()->reset_peak(); },
+            "Count the peak anew from what is allocated now.");
+
+    m.def(
+        "fail_allocation", testing::fail_allocation, py::arg("n"),
+        "For tests: the n-th allocation of device or staging memory from now on fails; 0 ends it.");
 
     m.def(
         "parameters",
@@ -94,26 +178,80 @@ void bind_networks(py::module_& m) {
     py::class_<Runner, std::shared_ptr<Runner>>(m, "Network",
                                                 "A network with its parameters on a device.")
         .def(py::init([](const std::string& kind, const py::dict& config,
-                         std::shared_ptr<WeightStore> store, std::shared_ptr<Device> device) {
+                         std::shared_ptr<WeightStore> store, const py::object& device,
+                         std::vector<double> shares) {
                  const Config values = to_config(config);
+                 Devices devices = to_devices(device);
                  const py::gil_scoped_release release;  // weights may have to be converted
-                 return std::make_shared<Runner>(kind, values, std::move(store), std::move(device));
+                 return std::make_shared<Runner>(kind, values, std::move(store), std::move(devices),
+                                                 std::move(shares));
              }),
-             py::arg("kind"), py::arg("config"), py::arg("store"), py::arg("device"))
+             py::arg("kind"), py::arg("config"), py::arg("store"), py::arg("device"),
+             py::arg("shares") = std::vector<double>{},
+             "`device` may be several with memory of their own: the first operators then run on "
+             "the first of them, and so on. `shares` are of the weights; without, they are equal.")
         .def("run", run, py::arg("inputs"), py::arg("options") = networks::Options{},
-             py::arg("cancel") = nullptr,
-             "Evaluate once: arrays by name in, arrays by name out. The GIL is released.")
+             py::arg("cancel") = nullptr, py::arg("steady") = std::vector<std::string>{},
+             "Evaluate once: arrays by name in, arrays by name out. The GIL is released. What "
+             "depends on the `steady` inputs alone is computed when they have other values only.")
+        .def(
+            "set_residency",
+            [](Runner& runner, const std::string& policy, size_t slot_bytes) {
+                runner.set_residency(parse_policy(policy), slot_bytes);
+            },
+            py::arg("policy"), py::arg("slot_bytes") = 0, py::call_guard<py::gil_scoped_release>(),
+            "Where the weights are from the next run on: \"resident\", \"offload\", \"stream\" or "
+            "\"disk\". `slot_bytes` is what the weights of a segment may take; 0 chooses.")
+        .def_property_readonly(
+            "residency",
+            py::cpp_function([](const Runner& runner) { return policy_name(runner.residency()); },
+                             py::call_guard<py::gil_scoped_release>()))
+        .def(
+            "planned",
+            [](const Runner& runner, const Dims& shapes, const networks::Options& options,
+               const std::string& policy, size_t slot_bytes,
+               const std::vector<std::string>& steady) {
+                return summed(runner.planned(to_shapes(shapes), options, steady,
+                                             parse_policy(policy), slot_bytes));
+            },
+            py::call_guard<py::gil_scoped_release>(), py::arg("shapes"),
+            py::arg("options") = networks::Options{}, py::arg("policy") = "resident",
+            py::arg("slot_bytes") = 0, py::arg("steady") = std::vector<std::string>{},
+            "Bytes that an evaluation at these input shapes takes under a policy: activations and "
+            "weights on the device, and host memory for copies to it; none is allocated.")
+        .def(
+            "planned_by_device",
+            [](const Runner& runner, const Dims& shapes, const networks::Options& options,
+               const std::string& policy, size_t slot_bytes,
+               const std::vector<std::string>& steady) {
+                std::vector<Bytes> all;
+                for (const Footprint& each : runner.planned(to_shapes(shapes), options, steady,
+                                                            parse_policy(policy), slot_bytes))
+                    all.push_back(summed({each}));
+                return all;
+            },
+            py::call_guard<py::gil_scoped_release>(), py::arg("shapes"),
+            py::arg("options") = networks::Options{}, py::arg("policy") = "resident",
+            py::arg("slot_bytes") = 0, py::arg("steady") = std::vector<std::string>{},
+            "The same for each of its devices.")
         .def(
             "planned_bytes",
-            [](const Runner& runner, const std::map<std::string, std::vector<int64_t>>& shapes,
-               const networks::Options& options) {
-                networks::InputShapes given;
-                for (const auto& [name, dims] : shapes) given[name] = Shape(dims);
-                return runner.planned_bytes(given, options);
+            [](const Runner& runner, const Dims& shapes, const networks::Options& options,
+               const std::vector<std::string>& steady) {
+                return runner.planned_bytes(to_shapes(shapes), options, steady);
             },
-            py::arg("shapes"), py::arg("options") = networks::Options{},
+            py::call_guard<py::gil_scoped_release>(), py::arg("shapes"),
+            py::arg("options") = networks::Options{},
+            py::arg("steady") = std::vector<std::string>{},
             "Bytes of activations that an evaluation at these input shapes takes; none is "
-            "allocated.")
+            "allocated. What depends on the `steady` inputs alone is kept between evaluations.")
+        .def("rehearsal", &Runner::rehearsal, py::call_guard<py::gil_scoped_release>(),
+             "Another one over the same weights that computes nothing: it answers with noise and "
+             "keeps what it was asked.")
+        .def_property_readonly(
+            "rehearsed", rehearsed,
+            "What a rehearsal was asked: (input shapes, options, steady inputs, graphs that "
+            "were to be kept) of each evaluation.")
         .def(
             "set_adapters",
             [](Runner& runner, const std::vector<std::pair<std::shared_ptr<Adapter>, float>>& of) {
@@ -142,6 +280,9 @@ void bind_networks(py::module_& m) {
             py::cpp_function(&Runner::activation_bytes, py::call_guard<py::gil_scoped_release>()))
         .def_property_readonly("guidance_layers",
                                [](const Runner& r) { return r.guidance_support().layers; })
+        .def_property_readonly("reuse", &reuse_of)
+        .def_property_readonly("owned_bytes", &Runner::owned_bytes,
+                               "Bytes of converted weights that its store holds in memory.")
         .def_property_readonly("graphs_built", &Runner::graphs_built);
 }
 

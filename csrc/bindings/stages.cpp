@@ -71,7 +71,8 @@ Control make_control(std::shared_ptr<Runner> network, const NamedArrays& inputs,
 }
 
 using Phases = std::vector<std::pair<int, std::vector<std::shared_ptr<Branch>>>>;
-using Tiles = std::tuple<int64_t, int64_t, std::string>;  // size, overlap, weights
+using CacheFigures = std::tuple<int, float, std::vector<int>>;  // interval, threshold, fresh
+using Tiles = std::tuple<int64_t, int64_t, std::string>;        // size, overlap, weights
 // Original, noise, mask, and whether the mask is a strength.
 using BlendArrays = std::tuple<FloatArray, FloatArray, FloatArray, bool>;
 
@@ -82,8 +83,10 @@ std::unique_ptr<DenoiseRun> make_run(
     const std::string& noise_state, const std::string& noise, Phases phases,
     const sampling::Guidance& guidance, std::optional<float> eta, float s_noise,
     std::optional<bool> brownian, std::optional<int> order, const std::array<float, 3>& churn,
-    const std::optional<BlendArrays>& blend, const networks::Options& run_options, bool split,
-    const std::vector<Control>& controls, const std::optional<Tiles>& tiles) {
+    const std::optional<BlendArrays>& blend, const networks::Options& run_options, int64_t together,
+    const std::vector<Control>& controls, const std::optional<Tiles>& tiles,
+    const std::optional<CacheFigures>& cache) {
+    if (together < 0) throw Error(ErrorKind::Parameter, "together is 0 or more");
     const HostArray start = to_host(x);
     if (seeds.empty() || start.floats.empty() || start.floats.size() % seeds.size() != 0)
         throw Error(ErrorKind::Parameter, "one seed per picture is needed");
@@ -110,7 +113,7 @@ std::unique_ptr<DenoiseRun> make_run(
                                                              guidance,
                                                              {},
                                                              run_options,
-                                                             split,
+                                                             together,
                                                              controls,
                                                              {}});
     for (auto& [until, branches] : phases)
@@ -123,6 +126,7 @@ std::unique_ptr<DenoiseRun> make_run(
         const auto& [size, overlap, weights] = *tiles;
         setup->tiles = TiledDiffusion{size, overlap, TiledDiffusion::parse(weights)};
     }
+    if (cache) setup->cache = std::make_from_tuple<CacheSettings>(*cache);
     return std::make_unique<DenoiseRun>(std::move(setup));
 }
 
@@ -140,8 +144,8 @@ void bind_denoise(py::module_& m) {
              py::arg("brownian") = py::none(), py::arg("order") = py::none(),
              py::arg("churn") = std::array{0.0f, 0.0f, std::numeric_limits<float>::infinity()},
              py::arg("blend") = py::none(), py::arg("options") = networks::Options{},
-             py::arg("split") = false, py::arg("controls") = std::vector<Control>{},
-             py::arg("tiles") = py::none())
+             py::arg("together") = 0, py::arg("controls") = std::vector<Control>{},
+             py::arg("tiles") = py::none(), py::arg("cache") = py::none())
         .def(
             "step",
             [](DenoiseRun& run, const CancelToken* cancel) {
@@ -157,6 +161,7 @@ void bind_denoise(py::module_& m) {
         .def_property_readonly("steps", [](const DenoiseRun& r) { return r.sampler().steps(); })
         .def_property_readonly("done", [](const DenoiseRun& r) { return r.sampler().done(); })
         .def_property_readonly("evaluations", &DenoiseRun::evaluations)
+        .def_property_readonly("reused", &DenoiseRun::reused)
         .def("save", [](const DenoiseRun& r) { return py::bytes(r.save()); })
         .def("restore", &DenoiseRun::restore, py::arg("state"))
         .def("fork", &DenoiseRun::fork, "A run of its own that continues bit for bit.")

@@ -1,6 +1,15 @@
 #include "kernels/dispatch.h"
 
+#include <cstdlib>
+
+#include "base/error.h"
+
 namespace sde::kernels {
+namespace {
+
+constexpr const char* kNames[] = {"reference", "plain", "avx2", "avx512"};
+
+}  // namespace
 
 bool available(Isa isa) noexcept {
     if (isa == Isa::Reference || isa == Isa::Plain) return true;
@@ -15,11 +24,39 @@ bool available(Isa isa) noexcept {
 #endif
 }
 
-Isa best_isa() noexcept {
-    static const Isa best = available(Isa::Avx512) ? Isa::Avx512
-                            : available(Isa::Avx2) ? Isa::Avx2
-                                                   : Isa::Plain;
-    return best;
+const char* name_of(Isa isa) noexcept {
+    return kNames[static_cast<int>(isa)];
+}
+
+std::optional<Isa> isa_named(const std::string& name) noexcept {
+    for (const Isa isa : kIsas)
+        if (name == name_of(isa)) return isa;
+    return std::nullopt;
+}
+
+namespace {
+
+Isa choose() {
+    const char* text = std::getenv("SDENGINE_CPU");
+    if (!text || !*text)
+        return available(Isa::Avx512) ? Isa::Avx512 : available(Isa::Avx2) ? Isa::Avx2 : Isa::Plain;
+    const std::optional<Isa> isa = isa_named(text);
+    if (!isa || *isa == Isa::Reference)
+        throw Error(ErrorKind::Parameter, "SDENGINE_CPU is '" + std::string(text) +
+                                              "'; it takes plain, avx2 or avx512, or nothing for "
+                                              "the best that this processor has");
+    if (!available(*isa))
+        throw Error(ErrorKind::Device, "SDENGINE_CPU asks for " + std::string(text) +
+                                           ", which this processor does not have; unset it, or "
+                                           "set it to plain");
+    return *isa;
+}
+
+}  // namespace
+
+Isa chosen_isa() {
+    static const Isa isa = choose();
+    return isa;
 }
 
 const KernelTable& kernel_table(Isa isa) noexcept {
@@ -31,22 +68,22 @@ const KernelTable& kernel_table(Isa isa) noexcept {
 }
 
 void conv2d(const Conv2d& op, Team& team) {
-    kernel_table(best_isa()).conv2d(op, team);
+    kernel_table(chosen_isa()).conv2d(op, team);
 }
 void linear(const Linear& op, Team& team) {
-    kernel_table(best_isa()).linear(op, team);
+    kernel_table(chosen_isa()).linear(op, team);
 }
 void attention(const Attention& op, Team& team) {
-    kernel_table(best_isa()).attention(op, team);
+    kernel_table(chosen_isa()).attention(op, team);
 }
 void group_norm(const GroupNorm& op, Team& team) {
-    kernel_table(best_isa()).group_norm(op, team);
+    kernel_table(chosen_isa()).group_norm(op, team);
 }
 void layer_norm(const LayerNorm& op, Team& team) {
-    kernel_table(best_isa()).layer_norm(op, team);
+    kernel_table(chosen_isa()).layer_norm(op, team);
 }
 void geglu(const Geglu& op, Team& team) {
-    kernel_table(best_isa()).geglu(op, team);
+    kernel_table(chosen_isa()).geglu(op, team);
 }
 
 }  // namespace sde::kernels

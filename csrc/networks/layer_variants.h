@@ -19,6 +19,8 @@ class LayerVariants {
     void set_image_prompt(const nn::Tensor& keys, const nn::Tensor& values);
 
     nn::AttentionVariant next();
+    // Passes over the first `layers`.
+    void advance(size_t layers) { at_ += static_cast<int>(layers); }
 
   private:
     int64_t skip_, perturb_;

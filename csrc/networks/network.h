@@ -28,12 +28,30 @@ struct GuidanceSupport {
     bool normalized_attention = false;  // the inputs `nag_context` and `nag`
 };
 
+// Which part of a network a graph is, the option `part`: what step caching runs
+// (stages/step_cache.h).
+enum class Part : int64_t {
+    Whole,
+    // Of a UNet: the whole, which puts the features out that the last resnet reads; and the layers
+    // around that resnet, which read them.
+    Keeping,
+    Shallow,
+    // Of a diffusion transformer: up to the first block's end; behind it; and the output layers
+    // alone (networks/denoisers/first_block.h).
+    First,
+    Rest,
+    Last,
+};
+// What a network offers to step caching.
+enum class Reuse { None, Features, FirstBlock };
+
 class Network {
   public:
     virtual ~Network() = default;
     // Declares inputs with nn::input, computes, and declares outputs with nn::output.
     virtual void forward(Graph& graph, const InputShapes& shapes, const Options& options) const = 0;
     virtual GuidanceSupport guidance_support() const { return {}; }
+    virtual Reuse reuse() const { return Reuse::None; }
 };
 
 // Builds the network `kind`; its parameters come from `scope`. Throws Parameter for an unknown
@@ -50,5 +68,7 @@ const Shape& required(const InputShapes& shapes, const std::string& name, int ra
 // Throws Parameter unless input `name` is given and has this shape, which is that of the ids.
 void require_shape_of_ids(const InputShapes& shapes, const std::string& name, const Shape& ids);
 int64_t option(const Options& options, const std::string& name, int64_t otherwise);
+// Throws Parameter for a part that a network with this `reuse` does not have.
+Part part(const Options& options, Reuse reuse);
 
 }  // namespace sde::networks

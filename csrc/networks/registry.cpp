@@ -15,6 +15,7 @@
 #include "networks/denoisers/qwen_image.h"
 #include "networks/denoisers/unet.h"
 #include "networks/network.h"
+#include "networks/single/single_layer.h"
 #include "networks/text/bert.h"
 #include "networks/text/clip.h"
 #include "networks/text/decoder.h"
@@ -66,6 +67,7 @@ const std::map<std::string, std::unique_ptr<Network> (*)(const nn::Scope&, const
         {"upscaler_rrdb", make<Rrdb>},
         {"upscaler_srvgg", make<Srvgg>},
         {"upscaler_swinir", make<SwinIr>},
+        {"layer", make<SingleLayer>},
 };
 
 }  // namespace
@@ -108,6 +110,16 @@ void require_shape_of_ids(const InputShapes& shapes, const std::string& name, co
 int64_t option(const Options& options, const std::string& name, int64_t otherwise) {
     auto it = options.find(name);
     return it == options.end() ? otherwise : it->second;
+}
+
+Part part(const Options& options, Reuse reuse) {
+    const int64_t given = option(options, "part", 0);
+    const auto from = static_cast<int64_t>(reuse == Reuse::Features ? Part::Keeping : Part::First);
+    const auto to = static_cast<int64_t>(reuse == Reuse::Features ? Part::Shallow : Part::Last);
+    if (given == 0 || (reuse != Reuse::None && from <= given && given <= to))
+        return static_cast<Part>(given);
+    throw Error(ErrorKind::Parameter,
+                "this network has no part " + std::to_string(given) + " for step caching");
 }
 
 }  // namespace sde::networks

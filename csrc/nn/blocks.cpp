@@ -1,5 +1,7 @@
 #include "nn/blocks.h"
 
+#include "nn/feed_forward.h"
+
 namespace sde::nn {
 namespace {
 
@@ -79,7 +81,7 @@ Tensor TransformerBlock::operator()(const Tensor& x, const Tensor& context,
     Tensor h = attn1_(norm1_(x), only_cross_attention_ ? context : Tensor{}, x,
                       {.perturb = variant.perturb});
     h = attn2_(norm2_(h), context, h, variant);
-    return ff_out_(geglu(ff_in_(norm3_(h))), {.residual = h});
+    return feed_forward(ff_in_, ff_out_, norm3_(h), Middle::Geglu, {.residual = h});
 }
 
 SpatialTransformer::SpatialTransformer(const Scope& scope, const SpatialTransformerConfig& config)

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "kernels/dispatch.h"
 #include "kernels/team.h"
 #include "nn/tensor.h"
 
@@ -43,10 +44,12 @@ inline int64_t row_stride(const Tensor& x) {
     return static_cast<int64_t>(x.raw()->nb[1] / sizeof(float));
 }
 
-// Keeps the operator's description with the graph; returns what ggml calls.
+// Keeps the operator's description with the graph; returns what ggml calls. Throws where
+// SDENGINE_CPU names no instruction set: inside ggml's threads nothing could.
 template <class Spec>
 CustomOp<Spec>* keep_custom(Graph& graph, const Spec& spec,
                             void (*run)(Spec, const ggml_tensor*, kernels::Team&)) {
+    kernels::chosen_isa();
     auto* op = graph.keep<CustomOp<Spec>>();
     op->spec = spec;
     op->run = run;

@@ -5,6 +5,7 @@
 
 #include "nn/check.h"
 #include "nn/custom.h"
+#include "nn/portable/portable.h"
 
 namespace sde::nn {
 namespace {
@@ -24,6 +25,7 @@ std::vector<int64_t> axes_of(const Shape& shape) {
 template <class T>
 ggml_tensor* kept(Graph& graph, ggml_type type, const Shape& shape, std::vector<T> values) {
     const std::vector<int64_t> ne = axes_of(shape);
+    if (graph.is_portable()) return graph.add_constant(type, ne, values.data());
     ggml_tensor* raw =
         ggml_new_tensor(graph.context(), type, static_cast<int>(ne.size()), ne.data());
     raw->data = graph.keep(std::move(values))->data();
@@ -208,6 +210,7 @@ Tensor constant_ids(Graph& graph, std::vector<int32_t> values) {
 Tensor patchify(const Tensor& x, int64_t patch, PatchOrder order) {
     expect(x.rank() == 4 && x.size(2) % patch == 0 && x.size(3) % patch == 0,
            "patchify() takes a feature map of whole patches of " + std::to_string(patch), x);
+    if (x.graph().is_portable()) return portable::patchify(x, patch, order);
     const int64_t rows = x.size(2) / patch, columns = x.size(3) / patch;
     const Shape shape{x.size(0), rows * columns, x.size(1) * patch * patch};
     Sources sources;
@@ -224,6 +227,7 @@ Tensor unpatchify(const Tensor& x, int64_t height, int64_t width, int64_t patch,
            "unpatchify() takes the patches of " + std::to_string(height) + " x " +
                std::to_string(width),
            x);
+    if (x.graph().is_portable()) return portable::unpatchify(x, height, width, patch, order);
     const Shape shape{x.size(0), x.size(2) / area, height, width};
     Sources sources;
     sources.add(x);
@@ -281,6 +285,8 @@ Tensor modulated_norm(const Tensor& x, const Tensor& scale, const Tensor& shift,
     const Shape wanted{x.size(0), x.size(2)};
     expect(scale.shape() == wanted, "a modulation's scale must be " + wanted.text(), scale);
     expect(shift.shape() == wanted, "a modulation's shift must be " + wanted.text(), shift);
+    if (x.graph().is_portable())
+        return portable::layer_norm(x, eps, scale.raw(), shift.raw(), true);
     ModulatedNormSpec spec{};
     spec.op.rows = x.size(1);
     spec.op.width = x.size(2);
@@ -308,6 +314,7 @@ Tensor ShiftedNorm::operator()(const Tensor& x, const Tensor& shift) const {
     spec.op.eps = eps_;
     spec.batch = x.size(0);
     const Tensor sum{x.graph(), ggml_add(x.graph().context(), shift.raw(), beta_), wanted};
+    if (x.graph().is_portable()) return portable::layer_norm(x, eps_, gamma_, sum.raw());
     spec.shift_stride = row_stride(sum);
     Sources sources;
     sources.add(x);
@@ -323,6 +330,7 @@ Tensor choose_tokens(const Tensor& x, const Tensor& mask, const Tensor& instead)
     const Shape wanted_mask{x.size(0), x.size(1)}, wanted{1, x.size(1), x.size(2)};
     expect(mask.shape() == wanted_mask, "a mask of tokens is " + wanted_mask.text(), mask);
     expect(instead.shape() == wanted, "tokens to take instead are " + wanted.text(), instead);
+    if (x.graph().is_portable()) return portable::choose_tokens(x, mask, instead);
     Sources sources;
     sources.add(x);
     sources.add(mask);
@@ -341,6 +349,8 @@ Tensor ScaledRmsNorm::operator()(const Tensor& x, const Tensor& factor,
     if (residual)
         expect(residual.shape() == x.shape() && ggml_is_contiguous(residual.raw()),
                "a norm's residual must be " + x.shape().text(), residual);
+    if (x.graph().is_portable())
+        return portable::scaled_rms_norm(x, eps_, gamma_, factor, residual);
     Sources sources;
     sources.add(x);
     const int gamma = sources.add(gamma_), scale = sources.add(factor),
@@ -408,6 +418,7 @@ Tensor join_heads(const std::vector<HeadTokens>& parts, int64_t head_dim) {
     if (parts.size() == 1 && !parts[0].norm && !parts[0].rotary.table) return model;
     JoinSpec spec{{}, model.size(0), 0, model.size(2) / head_dim, head_dim};
     Sources sources;
+    Tensor joined;
     for (const auto& [x, norm, rotary] : parts) {
         const bool fits = x.rank() == 3 && x.size(0) == spec.batch && x.size(2) == model.size(2);
         expect(fits && ggml_is_contiguous(x.raw()),
@@ -418,12 +429,23 @@ Tensor join_heads(const std::vector<HeadTokens>& parts, int64_t head_dim) {
                                     rotary.table.size(1) == head_dim;
             expect(table_fits, "the rotary table must fit " + x.shape().text(), rotary.table);
         }
+        if (model.graph().is_portable()) {
+            Tensor part = x;
+            if (norm)
+                part = portable::head_norm(x, head_dim, norm->eps_, norm->gamma_, norm->beta_,
+                                           norm->kind_ == HeadNorm::Kind::Layer);
+            if (rotary.table)
+                part = portable::rotate(part, rotary.table, rotary.first, head_dim, true);
+            joined = joined ? concat_tokens(joined, part) : part;
+            continue;
+        }
         spec.parts.push_back({sources.add(x), sources.add(norm ? norm->gamma_ : nullptr),
                               sources.add(norm ? norm->beta_ : nullptr), sources.add(rotary.table),
                               x.size(1), rotary.first, norm ? norm->eps_ : 0.0f,
                               norm ? norm->kind_ : HeadNorm::Kind::Rms});
         spec.tokens += x.size(1);
     }
+    if (joined) return joined;
     expect(sources.tensors().size() <= kMostSources, "too many streams of tokens to join", model);
     const Shape shape{spec.batch, spec.tokens, model.size(2)};
     return {model.graph(), custom(model.graph(), axes_of(shape), sources, spec, run_join), shape};

@@ -4,6 +4,7 @@
 
 #include "nn/check.h"
 #include "nn/custom.h"
+#include "nn/portable/portable.h"
 
 namespace sde::nn {
 namespace {
@@ -140,6 +141,7 @@ Tensor convolve(const Tensor& x, ggml_tensor* weight, ggml_tensor* bias,
     op.pad_top = op.pad_left = options.pad_right_bottom_only ? 0 : pad;
     op.pad_bottom = op.pad_right = pad;
     op.upsample2x = upsample_2x;
+    if (x.graph().is_precise()) op.method = kernels::ConvMethod::Direct;
     op.circular_x = x.graph().circular_x();
     op.circular_y = x.graph().circular_y();
     const int64_t grown = upsample_2x ? 2 : 1;
@@ -152,6 +154,7 @@ Tensor convolve(const Tensor& x, ggml_tensor* weight, ggml_tensor* bias,
     check_epilogue(epilogue, shape);
 
     x.graph().add_work(shape.elements() * op.weight.row_elements);
+    if (x.graph().is_portable()) return portable::conv2d(op, x, weight, bias, epilogue, shape);
 
     Sources sources;
     sources.add(x);
@@ -169,6 +172,7 @@ Tensor multiply_by(const Tensor& x, ggml_tensor* weight, ggml_tensor* bias,
     dims.back() = weight->ne[1];
     const Shape shape(dims);
     check_epilogue(epilogue, shape);
+    if (x.graph().is_portable()) return portable::linear(x, weight, bias, epilogue, shape);
     WeightedSpec<kernels::Linear> spec{};
     spec.op.in_features = x.size(-1);
     spec.op.rows = x.shape().elements() / spec.op.in_features;
@@ -268,6 +272,7 @@ GroupNorm::GroupNorm(const Scope& scope, int64_t channels, int64_t groups, float
 Tensor GroupNorm::apply(const Tensor& x, bool silu, bool in_place) const {
     expect(x.rank() == 4 && x.size(1) == channels_,
            "a group norm takes [N, " + std::to_string(channels_) + ", H, W]", x);
+    if (x.graph().is_portable()) return portable::group_norm(x, groups_, eps_, gamma_, beta_, silu);
     kernels::GroupNorm op{};
     op.batch = x.size(0);
     op.pixels = x.size(2) * x.size(3);
@@ -320,6 +325,7 @@ PRelu::PRelu(const Scope& scope, int64_t channels)
 Tensor PRelu::operator()(const Tensor& x) const {
     expect(x.rank() == 4 && x.size(1) == channels_,
            "a PReLU takes [N, " + std::to_string(channels_) + ", H, W]", x);
+    if (x.graph().is_portable()) return portable::prelu(x, slopes_);
     Sources sources;
     sources.add(x);
     sources.add(slopes_);
@@ -337,6 +343,7 @@ LayerNorm::LayerNorm(const Scope& scope, int64_t width, float eps)
 Tensor LayerNorm::operator()(const Tensor& x) const {
     expect(x.rank() <= 3 && x.size(-1) == width_,
            "a layer norm takes " + std::to_string(width_) + " values on the last axis", x);
+    if (x.graph().is_portable()) return portable::layer_norm(x, eps_, gamma_, beta_);
     kernels::LayerNorm op{};
     op.rows = x.shape().elements() / width_;
     op.width = width_;
@@ -376,6 +383,7 @@ Tensor Embedding::operator()(const Tensor& ids, const Tensor& learned) const {
     expect(ids.rank() == 2, "ids are [N, tokens]", ids);
     expect(learned.rank() == 2 && learned.size(1) == width_,
            "learned vectors are [M, " + std::to_string(width_) + "]", learned);
+    if (ids.graph().is_portable()) return portable::lookup(ids, weight_, learned);
     Sources sources;
     sources.add(ids);
     sources.add(weight_);
@@ -391,10 +399,13 @@ Tensor Embedding::rows(Graph& graph, int64_t count) const {
         throw Error(ErrorKind::Parameter, std::to_string(count) +
                                               " positions were asked for, the network has " +
                                               std::to_string(entries_));
+    const Shape shape{count, width_};
+    if (graph.is_portable())
+        return portable::take_rows(graph, weight_, portable::first_rows(count), shape);
     ggml_context* context = graph.context();
     ggml_tensor* view = ggml_view_2d(context, weight_, width_, count, weight_->nb[1], 0);
     ggml_tensor* values = ggml_cast(context, view, GGML_TYPE_F32);
-    return {graph, values, Shape{count, width_}};
+    return {graph, values, shape};
 }
 
 LearnedTokens::LearnedTokens(const Scope& scope, const std::string& name, int64_t tokens,
@@ -402,10 +413,13 @@ LearnedTokens::LearnedTokens(const Scope& scope, const std::string& name, int64_
     : tokens_(tokens), width_(width), weight_(scope.matrix(name, Shape{tokens, width})) {}
 
 Tensor LearnedTokens::operator()(Graph& graph, int64_t batch) const {
+    const Shape shape{batch, tokens_, width_};
+    if (graph.is_portable())
+        return portable::take_rows(graph, weight_, portable::first_rows(tokens_, batch), shape);
     ggml_context* context = graph.context();
     ggml_tensor* values = ggml_cast(context, weight_, GGML_TYPE_F32);
     ggml_tensor* repeated = ggml_repeat_4d(context, values, width_, tokens_, batch, 1);
-    return {graph, repeated, Shape{batch, tokens_, width_}};
+    return {graph, repeated, shape};
 }
 
 }  // namespace sde::nn

@@ -55,6 +55,12 @@ class Linear {
     // in].
     Tensor operator()(const Tensor& x, const Epilogue& epilogue = {}) const;
 
+    // For operators that multiply by it among other things; `bias` is null where there is none.
+    ggml_tensor* weight() const noexcept { return weight_; }
+    ggml_tensor* bias() const noexcept { return bias_; }
+    // Whether adapters add to its product now.
+    bool has_side_path() const noexcept { return beside_->down; }
+
   private:
     int64_t in_;
     ggml_tensor *weight_, *bias_;

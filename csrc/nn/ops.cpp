@@ -6,6 +6,7 @@
 
 #include "nn/check.h"
 #include "nn/custom.h"
+#include "nn/portable/portable.h"
 
 namespace sde::nn {
 namespace {
@@ -20,6 +21,12 @@ ggml_tensor* reshaped(Graph& graph, ggml_tensor* raw, const Shape& shape) {
     std::vector<int64_t> ne = axes(shape);
     ne.resize(4, 1);
     return ggml_reshape_4d(graph.context(), raw, ne[0], ne[1], ne[2], ne[3]);
+}
+
+// What a plain operator reads: many devices take only values that lie one behind the other.
+ggml_tensor* readable(const Tensor& x) {
+    const bool is_fine = !x.graph().is_portable() || ggml_is_contiguous(x.raw());
+    return is_fine ? x.raw() : ggml_cont(x.graph().context(), x.raw());
 }
 
 struct ConcatSpec {
@@ -202,11 +209,12 @@ Tensor take_rows(const Tensor& x, const Tensor& rows) {
 }
 
 Tensor scale(const Tensor& x, float factor, float offset) {
-    return {x.graph(), ggml_scale_bias(x.graph().context(), x.raw(), factor, offset), x.shape()};
+    return {x.graph(), ggml_scale_bias(x.graph().context(), readable(x), factor, offset),
+            x.shape()};
 }
 
 Tensor tanh(const Tensor& x) {
-    return {x.graph(), ggml_tanh(x.graph().context(), x.raw()), x.shape()};
+    return {x.graph(), ggml_tanh(x.graph().context(), readable(x)), x.shape()};
 }
 
 Tensor multiply(const Tensor& a, const Tensor& b) {
@@ -220,15 +228,15 @@ Tensor activate(const Tensor& x, Activation activation) {
         case Activation::None:
             return x;
         case Activation::Silu:
-            return {x.graph(), ggml_silu(context, x.raw()), x.shape()};
+            return {x.graph(), ggml_silu(context, readable(x)), x.shape()};
         case Activation::Gelu:
-            return {x.graph(), ggml_gelu_erf(context, x.raw()), x.shape()};
+            return {x.graph(), ggml_gelu_erf(context, readable(x)), x.shape()};
         case Activation::GeluTanh:
-            return {x.graph(), ggml_gelu(context, x.raw()), x.shape()};
+            return {x.graph(), ggml_gelu(context, readable(x)), x.shape()};
         case Activation::QuickGelu:
-            return {x.graph(), ggml_gelu_quick(context, x.raw()), x.shape()};
+            return {x.graph(), ggml_gelu_quick(context, readable(x)), x.shape()};
         case Activation::Relu:
-            return {x.graph(), ggml_relu(context, x.raw()), x.shape()};
+            return {x.graph(), ggml_relu(context, readable(x)), x.shape()};
         case Activation::LeakyRelu:
             return leaky_relu(x, kernels::kLeakySlope);
     }
@@ -236,7 +244,7 @@ Tensor activate(const Tensor& x, Activation activation) {
 }
 
 Tensor leaky_relu(const Tensor& x, float slope) {
-    ggml_tensor* raw = ggml_leaky_relu(x.graph().context(), x.raw(), slope, false);
+    ggml_tensor* raw = ggml_leaky_relu(x.graph().context(), readable(x), slope, false);
     return {x.graph(), raw, x.shape()};
 }
 
@@ -246,6 +254,7 @@ Tensor concat_channels(const Tensor& a, const Tensor& b) {
         b.rank() == 4 && a.size(0) == b.size(0) && a.size(2) == b.size(2) && a.size(3) == b.size(3);
     expect(fits,
            "concat_channels() takes feature maps of one size, the first is " + a.shape().text(), b);
+    if (a.graph().is_portable()) return portable::concat_channels(a, b);
     const Shape shape{a.size(0), a.size(1) + b.size(1), a.size(2), a.size(3)};
     Sources sources;
     sources.add(a);
@@ -272,6 +281,7 @@ Tensor resize_nearest(const Tensor& x, int64_t height, int64_t width) {
 
 Tensor average_pool_2x(const Tensor& x) {
     expect(x.rank() == 4, "average_pool_2x() takes a feature map", x);
+    if (x.graph().is_portable()) return portable::average_pool_2x(x);
     const Shape shape{x.size(0), x.size(1), (x.size(2) + 1) / 2, (x.size(3) + 1) / 2};
     Sources sources;
     sources.add(x);
@@ -281,6 +291,7 @@ Tensor average_pool_2x(const Tensor& x) {
 
 Tensor mean_pixels(const Tensor& x) {
     expect(x.rank() == 4, "mean_pixels() takes a feature map", x);
+    if (x.graph().is_portable()) return portable::mean_pixels(x);
     const Shape shape{x.size(0), 1, x.size(1)};
     Sources sources;
     sources.add(x);
@@ -319,6 +330,8 @@ Tensor contiguous(const Tensor& x) {
 Tensor geglu(const Tensor& x) {
     expect(x.rank() == 3 && x.size(2) % 2 == 0, "geglu() takes [N, tokens, 2 * inner]", x);
     const Shape shape{x.size(0), x.size(1), x.size(2) / 2};
+    if (x.graph().is_portable())
+        return {x.graph(), ggml_geglu_erf_swapped(x.graph().context(), readable(x)), shape};
     Sources sources;
     sources.add(x);
     kernels::Geglu op{};
@@ -392,6 +405,7 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
         expect(options.distance_bias.shape() == wanted,
                "an attention's distance bias is " + wanted.text(), options.distance_bias);
     }
+    if (q.graph().is_portable()) return portable::attention(q, k, v, options);
     return {q.graph(), custom(q.graph(), axes(q.shape()), sources, spec, run_attention), q.shape()};
 }
 
@@ -400,6 +414,8 @@ Tensor normalized_guidance(const Tensor& features, const Tensor& away, const Ten
     expect_same(features, away, "normalized_guidance()");
     expect(figures.rank() == 2 && figures.size(0) == features.size(0) && figures.size(1) == 3,
            "the figures of normalized_guidance() are [N, 3]", figures);
+    if (features.graph().is_portable())
+        return portable::normalized_guidance(features, away, figures);
     Sources sources;
     sources.add(features);
     sources.add(away);

@@ -5,6 +5,7 @@
 #include "nn/check.h"
 #include "nn/custom.h"
 #include "nn/ops.h"
+#include "nn/portable/portable.h"
 
 namespace sde::nn {
 namespace {
@@ -87,6 +88,10 @@ void run_frame(FrameSpec spec, const ggml_tensor* dst, kernels::Team& team) {
 
 Tensor framed(const Tensor& x, int64_t height, int64_t width) {
     if (height == x.size(2) && width == x.size(3)) return x;
+    if (x.graph().is_portable())
+        return portable::rearranged(x, height, width, [&](int64_t row, int64_t column) {
+            return std::pair{mirrored(row, x.size(2)), mirrored(column, x.size(3))};
+        });
     Sources sources;
     sources.add(x);
     const FrameSpec spec{x.size(0), x.size(1), x.size(2), x.size(3), height, width};
@@ -112,6 +117,10 @@ Tensor shuffled(const Tensor& x, const Shape& shape, int64_t r, bool apart) {
 Tensor add_per_channel(const Tensor& x, const std::vector<float>& values) {
     expect(x.rank() == 4 && x.size(1) == static_cast<int64_t>(values.size()),
            "add_per_channel() takes [N, " + std::to_string(values.size()) + ", H, W]", x);
+    if (x.graph().is_portable()) {
+        ggml_tensor* offsets = x.graph().add_constant(GGML_TYPE_F32, {x.size(1)}, values.data());
+        return {x.graph(), ggml_add(x.graph().context(), x.raw(), offsets), x.shape()};
+    }
     Sources sources;
     sources.add(x);
     const OffsetSpec spec{x.size(0) * x.size(2) * x.size(3), values};
@@ -126,6 +135,7 @@ Tensor pixel_shuffle(const Tensor& x, int64_t r) {
            "a pixel shuffle by " + std::to_string(r) + " takes a multiple of its square channels",
            x);
     if (r == 1) return x;
+    if (x.graph().is_portable()) return portable::pixel_shuffle(x, r);
     return shuffled(x, {x.size(0), x.size(1) / (r * r), x.size(2) * r, x.size(3) * r}, r, true);
 }
 
@@ -134,6 +144,7 @@ Tensor pixel_unshuffle(const Tensor& x, int64_t r) {
            "a pixel unshuffle takes height and width that are multiples of " + std::to_string(r),
            x);
     if (r == 1) return x;
+    if (x.graph().is_portable()) return portable::pixel_unshuffle(x, r);
     return shuffled(x, {x.size(0), x.size(1) * r * r, x.size(2) / r, x.size(3) / r}, r, false);
 }
 

@@ -8,6 +8,7 @@
 
 #include "nn/check.h"
 #include "nn/custom.h"
+#include "nn/portable/portable.h"
 
 namespace sde::nn {
 namespace {
@@ -151,6 +152,8 @@ Tensor rotary_table(const std::vector<Tensor>& all, const RotaryOptions& options
         expect_same(positions, each, "the positions of tokens");
         sources.add(each);
     }
+    if (positions.graph().is_portable())
+        return portable::rotary_table(all, spec.frequencies, spec.axes);
     const Shape shape{positions.size(0), positions.size(1), options.dims};
     return {positions.graph(),
             custom(positions.graph(), {shape[2], shape[1], shape[0]}, sources, spec, run_table),
@@ -163,6 +166,7 @@ Tensor rotate(const Tensor& x, const Tensor& table, int64_t head_dim, bool inter
     const bool fits = table.rank() == 3 && table.size(0) == x.size(0) &&
                       table.size(1) == x.size(1) && table.size(2) <= head_dim;
     expect(fits, "the rotary table must fit " + x.shape().text(), table);
+    if (x.graph().is_portable()) return portable::rotate(x, table, 0, head_dim, interleaved);
     const RotateSpec spec{x.size(0) * x.size(1), x.size(2) / head_dim, head_dim, table.size(2),
                           interleaved};
     Sources sources;
@@ -175,6 +179,7 @@ Tensor rotate(const Tensor& x, const Tensor& table, int64_t head_dim, bool inter
 
 Tensor padding_mask(const Tensor& mask, const PaddingMaskOptions& options) {
     expect(mask.rank() == 2, "a mask of padding is [N, tokens]", mask);
+    if (mask.graph().is_portable()) return portable::padding_mask(mask, options);
     const int64_t batch = mask.size(0), tokens = mask.size(1);
     Sources sources;
     sources.add(mask);
@@ -189,6 +194,12 @@ Tensor distance_bias(const Tensor& table, int64_t tokens, int64_t max_distance) 
                       max_distance > table.size(0) / 4;
     expect(fits, "relative positions take [buckets, heads], buckets a multiple of 4", table);
     const DistanceSpec spec{table.size(0), table.size(1), tokens, max_distance};
+    if (table.graph().is_portable()) {
+        std::vector<int32_t> buckets;
+        for (int64_t distance = 1 - tokens; distance < tokens; ++distance)
+            buckets.push_back(static_cast<int32_t>(bucket_of(distance, spec)));
+        return portable::distance_bias(table, buckets);
+    }
     Sources sources;
     sources.add(table);
     const Shape shape{table.size(1), 2 * tokens - 1};

@@ -5,6 +5,7 @@
 
 #include "nn/check.h"
 #include "nn/custom.h"
+#include "nn/portable/portable.h"
 
 namespace sde::nn {
 namespace {
@@ -48,10 +49,33 @@ void run_parting(PartingSpec spec, const ggml_tensor* dst, kernels::Team& team) 
     }
 }
 
+// The point of the picture that stands at each place of the windows, one behind the other.
+std::vector<int32_t> places_in_picture(const Parting& p) {
+    std::vector<int32_t> out;
+    for (int64_t i = 0; i < p.windows() * p.window * p.window; ++i) {
+        const int64_t window = i / (p.window * p.window),
+                      picture = window / (p.down() * p.across());
+        const int64_t row = i / p.window % p.window, column = i % p.window;
+        const int64_t y = window / p.across() % p.down() * p.window + row + p.shift;
+        const int64_t x = window % p.across() * p.window + column + p.shift;
+        out.push_back(
+            static_cast<int32_t>((picture * p.height + y % p.height) * p.width + x % p.width));
+    }
+    return out;
+}
+
 Tensor parted(const Tensor& x, const Parting& parting, bool together) {
     const Shape shape =
         together ? Shape{parting.batch, parting.height * parting.width, parting.channels}
                  : Shape{parting.windows(), parting.window * parting.window, parting.channels};
+    if (x.graph().is_portable()) {
+        const std::vector<int32_t> order = places_in_picture(parting);
+        std::vector<int32_t> back(order.size());
+        for (size_t i = 0; i < order.size(); ++i) back[order[i]] = static_cast<int32_t>(i);
+        ggml_tensor* points = ggml_reshape_2d(x.graph().context(), x.raw(), parting.channels,
+                                              x.shape().elements() / parting.channels);
+        return portable::take_rows(x.graph(), points, together ? back : order, shape);
+    }
     Sources sources;
     sources.add(x);
     return {x.graph(),
@@ -76,6 +100,12 @@ std::vector<int32_t> places(const Parting& p) {
 
 struct BiasSpec {
     int64_t heads, window, shift, places;
+
+    // The row of the table for a query and a key of a window.
+    int64_t entry(int64_t query, int64_t key) const {
+        const int64_t down = query / window - key / window, across = query % window - key % window;
+        return (down + window - 1) * (2 * window - 1) + across + window - 1;
+    }
 };
 
 // Whether two points of a window at an edge come from the same side of the picture.
@@ -84,23 +114,46 @@ bool same_side(int64_t a, int64_t b, const BiasSpec& spec) {
     return (a < kept) == (b < kept);
 }
 
+// Whether the window at this place sees a key from a query.
+bool sees(int64_t place, int64_t query, int64_t key, const BiasSpec& spec) {
+    const int64_t w = spec.window;
+    return (!(place & 2) || same_side(query / w, key / w, spec)) &&
+           (!(place & 1) || same_side(query % w, key % w, spec));
+}
+
 void run_bias(BiasSpec spec, const ggml_tensor* dst, kernels::Team& team) {
     constexpr float kHidden = -std::numeric_limits<float>::infinity();
     const float* table = source(dst, 0);
     auto* out = static_cast<float*>(dst->data);
-    const int64_t w = spec.window, tokens = w * w, rows = spec.places * spec.heads * tokens;
+    const int64_t tokens = spec.window * spec.window, rows = spec.places * spec.heads * tokens;
     const int64_t end = rows * (team.rank() + 1) / team.size();
     for (int64_t row = rows * team.rank() / team.size(); row < end; ++row) {
         const int64_t place = row / tokens / spec.heads, head = row / tokens % spec.heads;
-        const int64_t query_y = row % tokens / w, query_x = row % w;
         for (int64_t key = 0; key < tokens; ++key) {
-            const int64_t y = key / w, x = key % w;
-            const bool seen = (!(place & 2) || same_side(query_y, y, spec)) &&
-                              (!(place & 1) || same_side(query_x, x, spec));
-            const int64_t entry = (query_y - y + w - 1) * (2 * w - 1) + query_x - x + w - 1;
-            out[row * tokens + key] = seen ? table[entry * spec.heads + head] : kHidden;
+            const float bias = table[spec.entry(row % tokens, key) * spec.heads + head];
+            out[row * tokens + key] = sees(place, row % tokens, key, spec) ? bias : kHidden;
         }
     }
+}
+
+// The same in plain operators: the table's rows in the order of the scores, and what is hidden.
+ggml_tensor* portable_bias(Graph& graph, ggml_tensor* table, const BiasSpec& spec) {
+    const int64_t tokens = spec.window * spec.window, scores = tokens * tokens;
+    std::vector<int32_t> entries;
+    for (int64_t i = 0; i < scores; ++i)
+        entries.push_back(static_cast<int32_t>(spec.entry(i / tokens, i % tokens)));
+    std::vector<float> hidden;
+    for (int64_t i = 0; i < spec.places * scores; ++i) {
+        const bool seen = sees(i / scores, i / tokens % tokens, i % tokens, spec);
+        hidden.push_back(seen ? 0.0f : portable::kHidden);
+    }
+    ggml_context* context = graph.context();
+    ggml_tensor* rows = portable::take_rows(graph, table, entries, Shape{scores, spec.heads}).raw();
+    ggml_tensor* by_head = ggml_cont(context, ggml_transpose(context, rows));
+    ggml_tensor* all = ggml_repeat_4d(context, by_head, scores, spec.heads, spec.places, 1);
+    all = ggml_add(context, all,
+                   graph.add_constant(GGML_TYPE_F32, {scores, 1, spec.places}, hidden.data()));
+    return ggml_reshape_3d(context, all, tokens, tokens, spec.heads * spec.places);
 }
 
 }  // namespace
@@ -123,6 +176,7 @@ Tensor WindowAttention::bias(Graph& graph, int64_t shift) const {
     const BiasSpec spec{heads_, window_, shift, shift ? kPlaces : 1};
     const int64_t tokens = window_ * window_;
     const Shape shape{spec.places * heads_, tokens, tokens};
+    if (graph.is_portable()) return {graph, portable_bias(graph, table_, spec), shape};
     Sources sources;
     sources.add(ggml_cast(graph.context(), table_, GGML_TYPE_F32));
     return {graph, custom(graph, {tokens, tokens, shape[0]}, sources, spec, run_bias), shape};

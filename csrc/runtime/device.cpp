@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <fstream>
 #include <set>
 #include <string>
 #include <thread>
 
 #include "base/error.h"
+#include "ggml-backend-impl.h"
+#include "runtime/common_operators.h"
 
 #ifdef _WIN32
 #include <process.h>
@@ -43,56 +46,121 @@ int physical_cores() {
 #endif
 }
 
-std::shared_ptr<Device> Device::cpu(int threads) {
+// A buffer type of the CPU that says it is no host memory: nobody may touch its values, and two
+// devices do not share one.
+struct Device::OwnMemory {
+    ggml_backend_buffer_type type = *ggml_backend_cpu_buffer_type();
+    OwnMemory() { type.iface.is_host = nullptr; }
+};
+
+std::shared_ptr<Device> Device::cpu(int threads, bool portable) {
     std::shared_ptr<Device> device(new Device);
-    // More threads than processors only wait for each other.
-    const int most = static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u,
-                                                 static_cast<unsigned>(GGML_MAX_N_THREADS)));
-    device->threads_ = threads > 0 ? std::min(threads, most) : physical_cores();
-    device->process_ = getpid();
-    device->backend_ = ggml_backend_cpu_init();
-    if (!device->backend_) throw Error(ErrorKind::Device, "the CPU backend could not be started");
-    // One pool for the life of the device: no thread is started per graph.
-    ggml_threadpool_params params = ggml_threadpool_params_default(device->threads_);
-    device->threadpool_ = ggml_threadpool_new(&params);
-    if (!device->threadpool_)
-        throw Error(ErrorKind::Device,
-                    std::to_string(device->threads_) + " CPU threads could not be started");
-    ggml_backend_cpu_set_n_threads(device->backend_, device->threads_);
-    ggml_backend_cpu_set_threadpool(device->backend_, device->threadpool_);
-    ggml_threadpool_pause(device->threadpool_);
+    device->name_ = portable ? "cpu:portable" : "cpu";
+    device->runs_custom_ = !portable;
+    device->start_cpu(threads);
+    if (portable) {
+        device->own_memory_ = std::make_unique<OwnMemory>();
+        device->buffer_type_ = &device->own_memory_->type;
+    } else {
+        device->buffer_type_ = ggml_backend_cpu_buffer_type();
+    }
     return device;
 }
 
+std::shared_ptr<Device> Device::foreign(ggml_backend_dev_t of, const std::string& name) {
+    std::shared_ptr<Device> device(new Device);
+    device->name_ = name;
+    device->runs_custom_ = false;
+    device->process_ = getpid();
+    device->backend_ = ggml_backend_dev_init(of, nullptr);
+    if (!device->backend_)
+        throw Error(ErrorKind::Device, "the device '" + name + "' could not be started");
+    device->buffer_type_ = ggml_backend_dev_buffer_type(of);
+    device->staging_type_ = ggml_backend_dev_host_buffer_type(of);
+    ggml_backend_dev_props props;
+    ggml_backend_dev_get_props(of, &props);
+    device->copies_beside_ = device->staging_type_ && props.caps.async && props.caps.events;
+    return device;
+}
+
+std::shared_ptr<Device> Device::open(const std::string& name, int threads) {
+    if (name == "cpu:portable") return cpu(threads, true);
+    const backends::DeviceEntry entry = backends::find(name);
+    return entry.kind == "cpu" ? cpu(threads) : foreign(entry.handle, entry.name);
+}
+
+void Device::start_cpu(int threads) {
+    // More threads than processors only wait for each other.
+    const int most = static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u,
+                                                 static_cast<unsigned>(GGML_MAX_N_THREADS)));
+    threads_ = threads > 0 ? std::min(threads, most) : physical_cores();
+    process_ = getpid();
+    cpu_ = &backends::cpu_functions();
+    backend_ = ggml_backend_dev_init(backends::cpu().handle, nullptr);
+    if (!backend_) throw Error(ErrorKind::Device, "the CPU backend could not be started");
+    // One pool for the life of the device: no thread is started per graph.
+    ggml_threadpool_params params = ggml_threadpool_params_default(threads_);
+    // Between graphs the threads look for more to do for a few milliseconds (131072 rounds) and
+    // then sleep: they would otherwise spin on cores that Python or another pipeline needs.
+    params.poll = 1;
+    threadpool_ = cpu_->threadpool_new(&params);
+    if (!threadpool_)
+        throw Error(ErrorKind::Device,
+                    std::to_string(threads_) + " CPU threads could not be started");
+    cpu_->set_n_threads(backend_, threads_);
+    cpu_->set_threadpool(backend_, threadpool_);
+}
+
 Device::~Device() {
+    if (copier_) ggml_backend_free(copier_);
     if (backend_) ggml_backend_free(backend_);
-    if (threadpool_) ggml_threadpool_free(threadpool_);
+    if (threadpool_) cpu_->threadpool_free(threadpool_);
 }
 
-namespace {
-
-bool computes_nothing(ggml_op op) {
-    return op == GGML_OP_NONE || op == GGML_OP_VIEW || op == GGML_OP_RESHAPE ||
-           op == GGML_OP_PERMUTE || op == GGML_OP_TRANSPOSE;
+bool Device::supports(const ggml_tensor* node) const {
+    if (node->op == GGML_OP_CUSTOM && !runs_custom_) return false;
+    // The CPU as a foreign device stands for all of them.
+    if (own_memory_ && !is_common_operator(node)) return false;
+    return ggml_backend_dev_supports_op(ggml_backend_get_device(backend_), node);
 }
 
-}  // namespace
+ggml_backend_t Device::copier() {
+    if (!copier_ && copies_beside_)
+        copier_ = ggml_backend_dev_init(ggml_backend_get_device(backend_), nullptr);
+    return copier_;
+}
+
+Device::Memory Device::memory() const {
+    Memory memory;
+    ggml_backend_dev_memory(ggml_backend_get_device(backend_), &memory.free, &memory.total);
+#ifdef __linux__
+    if (!threadpool_) return memory;
+    // For the CPU ggml calls all memory free.
+    std::ifstream file("/proc/meminfo");
+    for (std::string line; std::getline(file, line);)
+        if (size_t kilobytes; std::sscanf(line.c_str(), "MemAvailable: %zu kB", &kilobytes) == 1)
+            memory.free = std::min(memory.total, kilobytes * 1024);
+#endif
+    return memory;
+}
+
+bool computes_nothing(const ggml_tensor& node) {
+    return node.op == GGML_OP_NONE || node.op == GGML_OP_VIEW || node.op == GGML_OP_RESHAPE ||
+           node.op == GGML_OP_PERMUTE || node.op == GGML_OP_TRANSPOSE;
+}
 
 class Device::Turn {
   public:
-    Turn(Device& device, int threads) : device_(device), lock_(device.mutex_) {
+    Turn(Device& device, int threads) : lock_(device.mutex_) {
         if (device.process_ != getpid())
             throw Error(ErrorKind::Device,
                         "the model was loaded before this process was forked, and its threads "
                         "stayed behind; load it in the child process");
-        ggml_backend_cpu_set_n_threads(device.backend_, std::clamp(threads, 1, device.threads_));
+        if (device.threadpool_)
+            device.cpu_->set_n_threads(device.backend_, std::clamp(threads, 1, device.threads_));
     }
-    // Between graphs the threads sleep: they would otherwise spin on cores that Python or another
-    // pipeline needs.
-    ~Turn() { ggml_threadpool_pause(device_.threadpool_); }
 
   private:
-    Device& device_;
     std::lock_guard<std::mutex> lock_;
 };
 
@@ -112,7 +180,7 @@ void Device::compute_each(ggml_cgraph* graph, int threads, const CancelCheck& ca
     using Seconds = std::chrono::duration<double>;
     for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
         ggml_tensor* node = ggml_graph_node(graph, i);
-        if (computes_nothing(node->op)) continue;
+        if (computes_nothing(*node)) continue;
         ggml_graph_clear(one);
         ggml_graph_add_node(one, node);
         const Clock::time_point begin = Clock::now();
@@ -122,17 +190,36 @@ void Device::compute_each(ggml_cgraph* graph, int threads, const CancelCheck& ca
     }
 }
 
+void Device::begin(ggml_cgraph* graph, int threads, const CancelCheck& cancel) {
+    if (threadpool_) return compute(graph, threads, cancel);
+    const Turn turn(*this, threads);
+    if (cancel && cancel()) throw Error(ErrorKind::Cancelled, "the run was cancelled");
+    check(ggml_backend_graph_compute_async(backend_, graph));
+}
+
+void Device::wait() {
+    if (!threadpool_) ggml_backend_synchronize(backend_);
+}
+
 void Device::run(ggml_cgraph* graph, const CancelCheck& cancel) {
+    if (!threadpool_) {
+        if (cancel && cancel()) throw Error(ErrorKind::Cancelled, "the run was cancelled");
+        return check(ggml_backend_graph_compute(backend_, graph));
+    }
     auto ask = [](void* data) { return (*static_cast<const CancelCheck*>(data))(); };
-    if (cancel)
-        ggml_backend_cpu_set_abort_callback(backend_, ask, const_cast<CancelCheck*>(&cancel));
+    if (cancel) cpu_->set_abort_callback(backend_, ask, const_cast<CancelCheck*>(&cancel));
     const ggml_status status = ggml_backend_graph_compute(backend_, graph);
-    ggml_backend_cpu_set_abort_callback(backend_, nullptr, nullptr);
+    cpu_->set_abort_callback(backend_, nullptr, nullptr);
+    check(status);
+}
+
+void Device::check(ggml_status status) const {
     if (status == GGML_STATUS_ABORTED) throw Error(ErrorKind::Cancelled, "the run was cancelled");
     if (status == GGML_STATUS_ALLOC_FAILED)
-        throw Error(ErrorKind::OutOfMemory, "the CPU backend could not allocate its work buffer");
+        throw Error(ErrorKind::OutOfMemory,
+                    "the device '" + name_ + "' could not allocate its work buffer");
     if (status != GGML_STATUS_SUCCESS)
-        throw Error(ErrorKind::Device, "the CPU backend failed to run a graph");
+        throw Error(ErrorKind::Device, "the device '" + name_ + "' failed to run a graph");
 }
 
 }  // namespace sde

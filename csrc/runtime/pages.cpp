@@ -1,6 +1,6 @@
 #include "runtime/pages.h"
 
-#ifdef __linux__
+#ifndef _WIN32
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -26,6 +26,36 @@ bool discard_pages(void* begin, size_t bytes) {
 bool discard_pages(void*, size_t) {
     return false;
 }
+
+#endif
+
+#ifndef _WIN32
+
+namespace {
+
+void advise(const void* begin, size_t bytes, int advice) {
+    const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const auto address = reinterpret_cast<uintptr_t>(begin);
+    const uintptr_t first = address / page * page;
+    // Without effect where it fails.
+    if (bytes) madvise(reinterpret_cast<void*>(first), address + bytes - first, advice);
+}
+
+}  // namespace
+
+void release_file_pages(const void* begin, size_t bytes) {
+    advise(begin, bytes, MADV_DONTNEED);
+}
+
+void fetch_file_pages(const void* begin, size_t bytes) {
+    advise(begin, bytes, MADV_WILLNEED);
+}
+
+#else
+
+// Windows takes pages of files back when it needs to.
+void release_file_pages(const void*, size_t) {}
+void fetch_file_pages(const void*, size_t) {}
 
 #endif
 

@@ -30,13 +30,15 @@ struct BranchCall {
     networks::Options options;
     HostArrays more_inputs;  // besides the branch's
     std::vector<ActiveControl> controls = {};
+    int slot = 0;  // a number of its own among the calls of a phase
 };
 
 // Evaluates `calls` for latents x [N, C, h, w]: pictures whose inputs have equal shapes and whose
-// options are equal in one batch, whichever calls they are of, or each call alone when `split`
-// (slower, less memory). Inputs with `lengths` are cut to those of their pictures first, so that no
-// network sees what they were filled up with. Returns the number of branches evaluated.
+// options are equal in one batch, whichever calls they are of, and not more than `together` of
+// them (0 for any number; fewer take less memory). Inputs with `lengths` are cut to those of their
+// pictures first, so that no network sees what they were filled up with. Returns the number of
+// branches evaluated.
 int64_t evaluate(Runner& denoiser, const std::vector<BranchCall>& calls, std::span<const float> x,
-                 const Shape& latents, float timestep, bool split, const CancelCheck& cancel);
+                 const Shape& latents, float timestep, int64_t together, const CancelCheck& cancel);
 
 }  // namespace sde

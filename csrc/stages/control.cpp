@@ -15,6 +15,7 @@ HostArrays evaluated(const Control& control, const HostArray& latents,
     HostArrays inputs;
     for (const auto& [name, array] : control.inputs) inputs[name] = gathered(array, pictures);
     if (!control.network) return inputs;
+    for (auto& [name, array] : inputs) array.steady = true;
     inputs["latents"] = latents;
     for (const std::string& name : control.shared)
         if (const auto found = denoiser.find(name); found != denoiser.end()) inputs.insert(*found);

@@ -139,6 +139,20 @@ DenoiseRun::DenoiseRun(std::shared_ptr<const DenoiseSetup> setup)
         control.check(setup_->latents[0], sampler_->steps());
     check_phases();
     check_support();
+    cache_ = first_cache();
+}
+
+// Nothing is taken over into a step with other texts or controls than the one before.
+std::optional<StepCache> DenoiseRun::first_cache() const {
+    if (!setup_->cache) return std::nullopt;
+    if (setup_->tiles)
+        throw Error(ErrorKind::Parameter, "step caching and tiled diffusion do not go together");
+    std::vector<bool> fresh;
+    for (int step = 0; step < sampler_->steps(); ++step)
+        fresh.push_back(step > 0 &&
+                        (&phase(step) != &phase(step - 1) ||
+                         controls(Role::Positive, step) != controls(Role::Positive, step - 1)));
+    return StepCache(*setup_->cache, *setup_->denoiser, setup_->latents[0], std::move(fresh));
 }
 
 // Every step must find the branches that its guidance needs.
@@ -203,20 +217,22 @@ void DenoiseRun::check_support() {
 void DenoiseRun::step(const CancelCheck& cancel) {
     if (cancel && cancel()) throw Error(ErrorKind::Cancelled, "the run was cancelled");
     const Values momentum = guide_.momentum();
+    const std::optional<StepCache> cache = cache_;
     try {
         sampler_->step(
             [&](std::span<const float> x, float sigma, std::span<float> denoised,
                 std::span<float> unguided) { denoise(x, sigma, denoised, unguided, cancel); });
     } catch (...) {
         guide_.set_momentum(momentum);
+        cache_ = cache;
         throw;
     }
     if (setup_->blend) keep_original();
 }
 
-const Phase& DenoiseRun::phase() const {
+const Phase& DenoiseRun::phase(int step) const {
     return *std::find_if(setup_->phases.begin(), setup_->phases.end(),
-                         [&](const Phase& phase) { return sampler_->index() < phase.until; });
+                         [&](const Phase& phase) { return step < phase.until; });
 }
 
 float DenoiseRun::timestep(float sigma) const {
@@ -226,10 +242,10 @@ float DenoiseRun::timestep(float sigma) const {
     return setup_->levels.timestep(sigma);
 }
 
-std::vector<ActiveControl> DenoiseRun::controls(Role role) const {
+std::vector<ActiveControl> DenoiseRun::controls(Role role, int step) const {
     std::vector<ActiveControl> active;
     for (const Control& control : setup_->controls) {
-        const float weight = control.weights[static_cast<size_t>(sampler_->index())];
+        const float weight = control.weights[static_cast<size_t>(step)];
         if (weight != 0.0f && (role == Role::Positive || !control.positive_only))
             active.push_back({&control, weight});
     }
@@ -247,23 +263,27 @@ std::vector<BranchCall> DenoiseRun::plan(const sampling::Needs& needs,
     to.perturbed.resize(needs.perturbed ? positives : 0);
     HostArrays away = nag_;
     if (!away.empty()) away["nag_context"] = find(now, Role::Negative)->inputs.at("context");
-    const std::vector<ActiveControl> guided = controls(Role::Positive);
+    const networks::Options& plain = setup_->options;
     std::vector<BranchCall> calls;
+    int slot = 0;  // every call that a step of this phase may have takes one
+    const auto add = [&](bool needed, const Branch* branch, Values* prediction,
+                         const networks::Options& options, const HostArrays& more) {
+        if (needed)
+            calls.push_back({branch, prediction, options, more,
+                             controls(branch->role, sampler_->index()), slot});
+        ++slot;
+    };
     size_t at = 0;
     for (const auto& branch : now.branches) {
         if (branch->role != Role::Positive) continue;
-        calls.push_back({branch.get(), &to.positives[at], setup_->options, away, guided});
-        if (needs.skipped) calls.push_back({branch.get(), &to.skipped[at], skipped_, away, guided});
-        if (needs.perturbed)
-            calls.push_back({branch.get(), &to.perturbed[at], perturbed_, away, guided});
+        add(true, branch.get(), &to.positives[at], plain, away);
+        add(needs.skipped, branch.get(), needs.skipped ? &to.skipped[at] : nullptr, skipped_, away);
+        add(needs.perturbed, branch.get(), needs.perturbed ? &to.perturbed[at] : nullptr,
+            perturbed_, away);
         ++at;
     }
-    const networks::Options& plain = setup_->options;
-    const auto add_other = [&](Role role, Values& prediction) {
-        calls.push_back({find(now, role), &prediction, plain, {}, controls(role)});
-    };
-    if (needs.negative) add_other(Role::Negative, to.negative);
-    if (needs.image) add_other(Role::Image, to.image);
+    add(needs.negative, find(now, Role::Negative), &to.negative, plain, {});
+    add(needs.image, find(now, Role::Image), &to.image, plain, {});
     return calls;
 }
 
@@ -283,11 +303,18 @@ void DenoiseRun::denoise(std::span<const float> x, float sigma, std::span<float>
     for (float& value : input) value *= scale;
     sampling::Predictions predictions;
     std::vector<BranchCall> calls = plan(needs, predictions);
-    evaluations_ += setup_->tiles
-                        ? evaluate_tiled(*setup_->tiles, *setup_->denoiser, calls, input,
-                                         setup_->latents, timestep(sigma), setup_->split, cancel)
-                        : evaluate(*setup_->denoiser, calls, input, setup_->latents,
-                                   timestep(sigma), setup_->split, cancel);
+    Runner& denoiser = *setup_->denoiser;
+    const Shape& latents = setup_->latents;
+    const float time = timestep(sigma);
+    const int64_t together = setup_->together;
+    if (setup_->tiles)
+        evaluations_ +=
+            evaluate_tiled(*setup_->tiles, denoiser, calls, input, latents, time, together, cancel);
+    else if (cache_)
+        evaluations_ +=
+            cache_->evaluate(step, denoiser, calls, input, latents, time, together, cancel);
+    else
+        evaluations_ += evaluate(denoiser, calls, input, latents, time, together, cancel);
     if (!unguided.empty())
         setup_->prediction.denoise(x, needs.negative ? predictions.negative : composed(predictions),
                                    sigma, unguided);
@@ -317,6 +344,7 @@ void DenoiseRun::keep_original() {
 void DenoiseRun::set_latents(const HostArray& latents) {
     check_map("latents", latents, setup_->latents, setup_->latents[1]);
     sampler_->set_x(latents.floats);
+    if (cache_) cache_->drop();  // of a state that is no more
 }
 
 std::string DenoiseRun::save() const {
@@ -325,6 +353,12 @@ std::string DenoiseRun::save() const {
     std::string state(reinterpret_cast<const char*>(&evaluations_), sizeof(evaluations_));
     state.append(reinterpret_cast<const char*>(&count), sizeof(count));
     state.append(reinterpret_cast<const char*>(momentum.data()), count * sizeof(float));
+    if (cache_) {
+        const std::string cache = cache_->save();
+        const auto size = static_cast<uint64_t>(cache.size());
+        state.append(reinterpret_cast<const char*>(&size), sizeof(size));
+        state += cache;
+    }
     return state + sampler_->save();
 }
 
@@ -342,7 +376,20 @@ void DenoiseRun::restore(const std::string& state) {
         throw Error(ErrorKind::Format, "a saved run is damaged, or another run's");
     Values momentum(count);
     std::memcpy(momentum.data(), state.data() + kHead, count * sizeof(float));
-    sampler_->restore(state.substr(kHead + count * sizeof(float)));
+    size_t at = kHead + count * sizeof(float);
+    std::optional<StepCache> cache = cache_;
+    if (cache) {
+        uint64_t size = 0;
+        const bool sized = state.size() - at >= sizeof(size);
+        if (sized) std::memcpy(&size, state.data() + at, sizeof(size));
+        at += sizeof(size);
+        if (!sized || size > state.size() - at)
+            throw Error(ErrorKind::Format, "a saved run is damaged, or another run's");
+        cache->restore(state.substr(at, size));
+        at += size;
+    }
+    sampler_->restore(state.substr(at));
+    cache_ = std::move(cache);
     guide_.set_momentum(std::move(momentum));
     evaluations_ = evaluations;
 }

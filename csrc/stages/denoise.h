@@ -8,6 +8,7 @@
 #include "sampling/sampler.h"
 #include "sampling/schedules.h"
 #include "stages/branches.h"
+#include "stages/step_cache.h"
 #include "stages/tiles.h"
 
 namespace sde {
@@ -43,9 +44,10 @@ struct DenoiseSetup {
     sampling::Guidance guidance = {};
     std::optional<Blend> blend = {};
     networks::Options options = {};  // of every evaluation ("circular")
-    bool split = false;              // branches one by one instead of in one batch
+    int64_t together = 0;            // entries of the largest batch; 0 for any number
     std::vector<Control> controls = {};
     std::optional<TiledDiffusion> tiles = {};
+    std::optional<CacheSettings> cache = {};
 };
 
 // One generation's denoising, steppable.
@@ -62,6 +64,8 @@ class DenoiseRun {
     const Shape& latents() const noexcept { return setup_->latents; }
     // Branches that the network has evaluated, whether in one batch or not.
     int64_t evaluations() const noexcept { return evaluations_; }
+    // Those of single pictures that took something over from an earlier one (stages/step_cache.h).
+    int64_t reused() const noexcept { return cache_ ? cache_->reused() : 0; }
     // Replaces the latents between two steps; throws Parameter for another shape.
     void set_latents(const HostArray& latents);
 
@@ -71,8 +75,10 @@ class DenoiseRun {
     std::unique_ptr<DenoiseRun> fork() const;
 
   private:
-    const Phase& phase() const;
-    std::vector<ActiveControl> controls(Branch::Role role) const;
+    const Phase& phase() const { return phase(sampler_->index()); }
+    const Phase& phase(int step) const;
+    std::vector<ActiveControl> controls(Branch::Role role, int step) const;
+    std::optional<StepCache> first_cache() const;
     std::vector<BranchCall> plan(const sampling::Needs& needs, sampling::Predictions& to) const;
     void denoise(std::span<const float> x, float sigma, std::span<float> denoised,
                  std::span<float> unguided, const CancelCheck& cancel);
@@ -87,6 +93,7 @@ class DenoiseRun {
     networks::Options skipped_, perturbed_;  // graph options of the weakened branches
     HostArrays nag_;                         // the `nag` input, or nothing
     int64_t evaluations_ = 0;
+    std::optional<StepCache> cache_;
 };
 
 }  // namespace sde

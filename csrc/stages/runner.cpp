@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "base/error.h"
 
@@ -29,22 +30,71 @@ void to_channels_first(const float* in, float* out, int64_t batch, int64_t chann
                 out[(n * channels + c) * pixels + p] = in[(n * pixels + p) * channels + c];
 }
 
+// Shares of each device that add up to 1.
+std::vector<double> checked_shares(const std::vector<std::shared_ptr<Device>>& devices,
+                                   std::vector<double> shares) {
+    if (shares.empty()) shares.assign(devices.size(), 1.0);
+    const double sum = std::accumulate(shares.begin(), shares.end(), 0.0);
+    const bool positive =
+        std::all_of(shares.begin(), shares.end(), [](double share) { return share >= 0; });
+    if (devices.empty() || shares.size() != devices.size() || !positive || !(sum > 0) ||
+        !std::isfinite(sum))
+        throw Error(
+            ErrorKind::Parameter,
+            "a network needs a device, and for each of several a share of at least 0, not " +
+                std::to_string(devices.size()) + " devices and " + std::to_string(shares.size()) +
+                " shares");
+    for (double& share : shares) share /= sum;
+    if (devices.size() > 1 && std::any_of(devices.begin(), devices.end(),
+                                          [](const auto& device) { return device->runs_custom(); }))
+        throw Error(ErrorKind::Parameter,
+                    "a network is split over devices with memory of their own; 'cpu' is none");
+    return shares;
+}
+
 }  // namespace
 
+networks::InputShapes shapes_of(const HostArrays& inputs) {
+    networks::InputShapes shapes;
+    for (const auto& [name, array] : inputs) shapes[name] = array.shape;
+    return shapes;
+}
+
+std::vector<std::string> steady_of(const HostArrays& inputs) {
+    std::vector<std::string> names;
+    for (const auto& [name, array] : inputs)
+        if (array.steady) names.push_back(name);
+    return names;
+}
+
+std::string graph_key(const networks::InputShapes& shapes, const networks::Options& options,
+                      const std::vector<std::string>& steady) {
+    std::string key;
+    for (const auto& [name, shape] : shapes) key += name + shape.text();
+    for (const auto& [name, value] : options) key += name + "=" + std::to_string(value) + ";";
+    for (const std::string& name : steady) key += name + "!";
+    return key;
+}
+
 Runner::Runner(const std::string& kind, const Config& config, std::shared_ptr<WeightStore> store,
-               std::shared_ptr<Device> device)
+               std::vector<std::shared_ptr<Device>> devices, std::vector<double> shares)
     : kind_(kind),
+      config_(config),
       store_(std::move(store)),
-      device_(std::move(device)),
+      devices_(std::move(devices)),
+      shares_(checked_shares(devices_, std::move(shares))),
+      residency_(store_, devices_),
       adapters_(store_),
       network_(networks::make_network(kind, nn::Scope(*store_, ""), config)),
       graphs_kept_(kGraphsKept) {}
 
 std::unique_ptr<Graph> Runner::build(const networks::InputShapes& shapes,
-                                     const networks::Options& options) const {
-    auto graph = std::make_unique<Graph>(device_);
+                                     const networks::Options& options,
+                                     const std::vector<std::string>& steady) const {
+    auto graph = std::make_unique<Graph>(devices_, shares_);
     graph->set_circular(networks::option(options, "circular", 0));
     network_->forward(*graph, shapes, options);
+    graph->set_steady(steady);
     return graph;
 }
 
@@ -53,21 +103,45 @@ void Runner::set_profile(std::shared_ptr<Profile> profile) {
     profile_ = std::move(profile);
 }
 
-size_t Runner::planned_bytes(const networks::InputShapes& shapes,
-                             const networks::Options& options) const {
-    return build(shapes, options)->planned_bytes();
+size_t Runner::planned_bytes(const networks::InputShapes& shapes, const networks::Options& options,
+                             const std::vector<std::string>& steady) const {
+    const std::lock_guard store_lock(store_->in_use());
+    return build(shapes, options, steady)->planned_bytes();
+}
+
+std::vector<Footprint> Runner::planned(const networks::InputShapes& shapes,
+                                       const networks::Options& options,
+                                       const std::vector<std::string>& steady, Policy policy,
+                                       size_t slot_bytes) const {
+    const std::lock_guard store_lock(store_->in_use());
+    return residency_.planned(*build(shapes, options, steady), policy, slot_bytes);
+}
+
+void Runner::set_residency(Policy policy, size_t slot_bytes) {
+    std::lock_guard lock(mutex_);
+    residency_.set_policy(policy, slot_bytes);
+}
+
+Policy Runner::residency() const {
+    std::lock_guard lock(mutex_);
+    return residency_.policy();
+}
+
+void Runner::release_weights() {
+    if (rehearsal_) return;
+    std::lock_guard lock(mutex_);
+    residency_.release();
 }
 
 Runner::Compiled& Runner::compiled(const HostArrays& inputs, const networks::Options& options) {
-    std::string key;
-    networks::InputShapes shapes;
-    for (const auto& [name, array] : inputs) {
-        key += name + array.shape.text();
-        shapes[name] = array.shape;
-    }
-    for (const auto& [name, value] : options) key += name + "=" + std::to_string(value) + ";";
+    const networks::InputShapes shapes = shapes_of(inputs);
+    const std::vector<std::string> steady = steady_of(inputs);
+    const std::string key = graph_key(shapes, options, steady);
+    // Addresses of parameters are the host's while no network over the store runs on a device.
+    const std::lock_guard store_lock(store_->in_use());
     for (auto it = cache_.begin(); it != cache_.end(); ++it) {
         if (it->key != key) continue;
+        it->graph->prepare();
         cache_.splice(cache_.begin(), cache_, it);
         return cache_.front();
     }
@@ -75,7 +149,7 @@ Runner::Compiled& Runner::compiled(const HostArrays& inputs, const networks::Opt
         cache_.pop_back();  // before building: its memory is needed
     Compiled fresh;
     fresh.key = key;
-    fresh.graph = build(shapes, options);
+    fresh.graph = build(shapes, options, steady);
     fresh.graph->allocate();
     fresh.outputs = fresh.graph->output_shapes();
     ++graphs_built_;
@@ -86,6 +160,7 @@ Runner::Compiled& Runner::compiled(const HostArrays& inputs, const networks::Opt
 HostArrays Runner::run(const HostArrays& inputs, const networks::Options& options,
                        const CancelCheck& cancel, Layout layout) {
     std::lock_guard lock(mutex_);
+    if (rehearsal_) return rehearse(inputs, options, layout);
     store_->check_files();
     Compiled& current = compiled(inputs, options);
     for (const auto& [name, array] : inputs) {
@@ -103,7 +178,7 @@ HostArrays Runner::run(const HostArrays& inputs, const networks::Options& option
                                      array.floats.size() * sizeof(float));
         }
     }
-    current.graph->compute(cancel, profile_.get());
+    residency_.run(*current.graph, cancel, profile_.get());
     HostArrays outputs;
     for (const auto& [name, shape] : current.outputs) {
         HostArray& array = outputs[name];
@@ -138,6 +213,9 @@ void Runner::report_not_finite(const std::string& output) const {
 
 void Runner::set_adapters(const std::vector<AdapterUse>& uses) {
     std::lock_guard lock(mutex_);
+    if (uses == adapters_.uses()) return;
+    const std::lock_guard store_lock(store_->in_use());
+    for (Compiled& compiled : cache_) compiled.graph->forget_steady();
     try {
         if (adapters_.apply(uses)) cache_.clear();
     } catch (...) {

@@ -13,6 +13,7 @@
 #include "networks/network.h"
 #include "runtime/device.h"
 #include "runtime/graph.h"
+#include "weights/residency.h"
 #include "weights/store.h"
 
 namespace sde {
@@ -30,24 +31,61 @@ struct HostArray {
     // Of every entry along the second axis, where shorter entries were filled up to the longest;
     // empty where all of them fill it. Networks are given entries of one length: see `evaluate`.
     std::vector<int64_t> lengths = {};
+    // An input that likely has the same values at the next run: what depends on such inputs alone
+    // is computed once for the values that it has (runtime/steady.h). Never changes a result.
+    bool steady = false;
 };
 using HostArrays = std::map<std::string, HostArray>;
+
+// What a rehearsed network was asked for, which inputs were steady, and how many graphs it was to
+// keep then.
+struct Evaluation {
+    networks::InputShapes shapes;
+    networks::Options options;
+    std::vector<std::string> steady;
+    size_t graphs_kept = 0;
+};
+
+networks::InputShapes shapes_of(const HostArrays& inputs);
+// Names of the steady ones.
+std::vector<std::string> steady_of(const HostArrays& inputs);
+// The same for all evaluations that one graph can do.
+std::string graph_key(const networks::InputShapes& shapes, const networks::Options& options,
+                      const std::vector<std::string>& steady);
 
 class Runner {
   public:
     // Resolves every parameter at once, so that a missing one is an error here and not in the
     // middle of a picture.
+    // With several devices, all with memory of their own, the first operators run on the first of
+    // them and so on; `shares` are of the parameters' bytes, equal ones if there are none.
     Runner(const std::string& kind, const Config& config, std::shared_ptr<WeightStore> store,
-           std::shared_ptr<Device> device);
+           std::vector<std::shared_ptr<Device>> devices, std::vector<double> shares = {});
 
     // One evaluation, with outputs in `layout`. Throws Numeric when an output is not finite,
     // Parameter when the inputs do not fit.
     HostArrays run(const HostArrays& inputs, const networks::Options& options,
                    const CancelCheck& cancel, Layout layout = Layout::Torch);
 
-    // Bytes of activations that a run at these shapes takes, without taking them.
-    size_t planned_bytes(const networks::InputShapes& shapes,
-                         const networks::Options& options) const;
+    // Bytes of activations that a run at these shapes takes, without taking them. `steady`: inputs
+    // that will be.
+    size_t planned_bytes(const networks::InputShapes& shapes, const networks::Options& options,
+                         const std::vector<std::string>& steady = {}) const;
+
+    // Another one over the same weights that computes nothing: it learns the outputs' shapes from
+    // the graph, answers with noise and keeps what it was asked. So memory is predicted by the code
+    // that takes it (rehearsal.cpp).
+    std::shared_ptr<Runner> rehearsal() const;
+    std::vector<Evaluation> rehearsed() const;
+
+    // Where the weights are from the next run on; see Residency.
+    void set_residency(Policy policy, size_t slot_bytes);
+    Policy residency() const;
+    // What a run at these shapes takes of each device under a policy, without taking it.
+    std::vector<Footprint> planned(const networks::InputShapes& shapes,
+                                   const networks::Options& options,
+                                   const std::vector<std::string>& steady, Policy policy,
+                                   size_t slot_bytes) const;
 
     // Makes exactly these adapters apply from the next run on. Throws Weights when one does not
     // fit; then none applies.
@@ -63,14 +101,18 @@ class Runner {
     void keep_graphs(size_t count);
     // Frees the graphs; the next run builds them again.
     void release();
-    // The weights leave memory where they are mapped from a file; the next run reads them again.
-    void release_weights() const { store_->release_pages(); }
+    // The weights leave memory where they are mapped from a file, and devices, unless they are to
+    // stay there; the next run reads them again.
+    void release_weights();
     // Large activations leave memory, the graphs stay; see Graph.
     void release_activations();
     size_t activation_bytes() const;
+    // Converted weights, which are the store's own.
+    size_t owned_bytes() const { return store_->owned_bytes(); }
     int64_t graphs_built() const noexcept { return graphs_built_; }
     const std::string& kind() const noexcept { return kind_; }
     networks::GuidanceSupport guidance_support() const { return network_->guidance_support(); }
+    networks::Reuse reuse() const { return network_->reuse(); }
 
   private:
     struct Compiled {
@@ -79,13 +121,18 @@ class Runner {
         std::map<std::string, Shape> outputs;
     };
     std::unique_ptr<Graph> build(const networks::InputShapes& shapes,
-                                 const networks::Options& options) const;
+                                 const networks::Options& options,
+                                 const std::vector<std::string>& steady) const;
     Compiled& compiled(const HostArrays& inputs, const networks::Options& options);
+    HostArrays rehearse(const HostArrays& inputs, const networks::Options& options, Layout layout);
     [[noreturn]] void report_not_finite(const std::string& output) const;
 
     std::string kind_;
+    Config config_;
     std::shared_ptr<WeightStore> store_;
-    std::shared_ptr<Device> device_;
+    std::vector<std::shared_ptr<Device>> devices_;
+    std::vector<double> shares_;
+    Residency residency_;
     AdapterStack adapters_;
     std::shared_ptr<Profile> profile_;
     std::unique_ptr<networks::Network> network_;
@@ -93,6 +140,11 @@ class Runner {
     size_t graphs_kept_;
     int64_t graphs_built_ = 0;
     std::vector<float> staging_;
+    struct Rehearsal {
+        std::vector<Evaluation> asked;
+        std::map<std::string, std::map<std::string, Shape>> outputs;  // by graph
+    };
+    std::unique_ptr<Rehearsal> rehearsal_;  // null for one that computes
     mutable std::mutex mutex_;
 };
 

@@ -162,14 +162,14 @@ void TiledDiffusion::check(const std::vector<std::shared_ptr<const Branch>>& bra
 
 int64_t evaluate_tiled(const TiledDiffusion& tiles, Runner& denoiser,
                        const std::vector<BranchCall>& calls, std::span<const float> x,
-                       const Shape& latents, float timestep, bool split,
+                       const Shape& latents, float timestep, int64_t together,
                        const CancelCheck& cancel) {
     const auto option = calls.front().options.find("circular");
     const int64_t circular = option == calls.front().options.end() ? 0 : option->second;
     const Cuts down(latents[2], tiles.size, tiles.overlap, circular & kCircularY);
     const Cuts across(latents[3], tiles.size, tiles.overlap, circular & kCircularX);
     if (down.whole() && across.whole())
-        return evaluate(denoiser, calls, x, latents, timestep, split, cancel);
+        return evaluate(denoiser, calls, x, latents, timestep, together, cancel);
     // A tile that spans an axis wraps around inside the network, the others by their neighbours.
     const int64_t inside =
         circular & ((down.whole() ? kCircularY : 0) | (across.whole() ? kCircularX : 0));
@@ -184,7 +184,8 @@ int64_t evaluate_tiled(const TiledDiffusion& tiles, Runner& denoiser,
             const Tile tile{tops[i], lefts[j], down.size, across.size};
             const TileCalls own(calls, tile, latents, inside);
             const HostArray part = cut_all(whole, tile);
-            evaluated += evaluate(denoiser, own.calls, part.floats, shape, timestep, split, cancel);
+            evaluated +=
+                evaluate(denoiser, own.calls, part.floats, shape, timestep, together, cancel);
             for (size_t k = 0; k < calls.size(); ++k)
                 add(*calls[k].prediction, own.predictions[k], tile, latents, rows[i], columns[j]);
         }

@@ -56,6 +56,7 @@ struct TiledDiffusion {
 // tiles reach over the edge.
 int64_t evaluate_tiled(const TiledDiffusion& tiles, Runner& denoiser,
                        const std::vector<BranchCall>& calls, std::span<const float> x,
-                       const Shape& latents, float timestep, bool split, const CancelCheck& cancel);
+                       const Shape& latents, float timestep, int64_t together,
+                       const CancelCheck& cancel);
 
 }  // namespace sde

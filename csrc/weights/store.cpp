@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "base/error.h"
-#include "runtime/device.h"
 #include "weights/parallel.h"
 
 namespace sde {
@@ -165,6 +164,7 @@ ggml_tensor* WeightStore::parameter(const std::string& name, const Shape& shape,
     // Blocks of quantized types hold 16-bit fields at most; an odd address (possible in a
     // safetensors file) is copied.
     const size_t natural = type == GGML_TYPE_F32 ? 4 : 2;
+    type = supported(type);
     ggml_tensor* tensor = make_tensor(type, shape, name);
     if (plain && type == source.dtype.type && reinterpret_cast<uintptr_t>(bytes) % natural == 0) {
         tensor->data =
@@ -186,6 +186,7 @@ ggml_tensor* WeightStore::parameter(const std::string& name, const Shape& shape,
         if (holds_infinity(type, tensor->data, shape.elements()))
             fail("the parameter '" + name + "' holds a value beyond the range of f16 (65504)");
     }
+    own_values_[tensor->data] = plain && tensor->data == bytes;
     entry.tensor = tensor;
     return tensor;
 }
@@ -215,6 +216,62 @@ void WeightStore::restore(const std::string& name) {
     if (!entry.original) return;
     *entry.tensor = *entry.original;
     entry.original.reset();
+}
+
+void WeightStore::use_on(const std::vector<std::shared_ptr<Device>>& devices) {
+    if (devices_.empty()) devices_ = devices;
+    // All of the host's devices use parameters alike: where they are.
+    const bool in_place = devices_[0]->runs_custom() && devices[0]->runs_custom();
+    if (in_place || devices_ == devices) return;
+    throw Error(ErrorKind::Parameter, "the parameters were prepared for the device '" +
+                                          devices_[0]->name() +
+                                          "'; make another WeightStore for another device");
+}
+
+ggml_type WeightStore::supported(ggml_type type) const {
+    if (devices_.empty() || devices_[0]->runs_custom()) return type;
+    const auto knows = [&](ggml_type wanted) {
+        const std::unique_ptr<ggml_context, decltype(&ggml_free)> context(
+            ggml_init({8 * ggml_tensor_overhead(), nullptr, true}), ggml_free);
+        if (!context) throw Error(ErrorKind::OutOfMemory, "no memory for tensor headers");
+        constexpr int64_t kColumns = 256, kRows = 32;  // whole blocks of every type
+        ggml_tensor* matrix = ggml_new_tensor_2d(context.get(), wanted, kColumns, kRows);
+        ggml_tensor* x = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, kColumns, kRows);
+        ggml_tensor* ids = ggml_new_tensor_1d(context.get(), GGML_TYPE_I32, kRows);
+        const ggml_tensor* product = ggml_mul_mat(context.get(), matrix, x);
+        const ggml_tensor* rows = ggml_get_rows(context.get(), matrix, ids);
+        return std::all_of(devices_.begin(), devices_.end(), [&](const auto& device) {
+            return device->supports(product) && device->supports(rows);
+        });
+    };
+    auto [known, is_new] = supported_.try_emplace(type, type);
+    if (is_new && !knows(type))
+        known->second =
+            type != GGML_TYPE_BF16 && knows(GGML_TYPE_F16) ? GGML_TYPE_F16 : GGML_TYPE_F32;
+    return known->second;
+}
+
+bool WeightStore::is_mapped(const void* values) const {
+    auto it = own_values_.find(values);
+    return it != own_values_.end() && it->second;
+}
+
+std::optional<uint64_t> WeightStore::version(const void* values) const {
+    if (auto it = versions_.find(values); it != versions_.end()) return it->second;
+    if (own_values_.count(values)) return 0;
+    return std::nullopt;
+}
+
+void WeightStore::values_gone(const void* values) {
+    versions_.erase(values);
+    ++changes_;
+}
+
+std::vector<ggml_tensor*> WeightStore::parameters() const {
+    std::vector<ggml_tensor*> tensors;
+    for (const auto& [name, entry] : entries_)
+        if (entry.tensor) tensors.push_back(entry.tensor);
+    return tensors;
 }
 
 void WeightStore::check_files() const {

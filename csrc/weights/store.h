@@ -4,12 +4,15 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "base/shape.h"
 #include "ggml.h"
+#include "runtime/device.h"
 #include "weights/dtype.h"
 #include "weights/mapped_file.h"
 
@@ -76,6 +79,23 @@ class WeightStore : public ParameterSource {
     bool has(const std::string& name) const override { return entries_.count(name) != 0; }
     const Beside* beside(const std::string& name) override { return &beside_[name]; }
 
+    // The device that all networks over this store run on; it decides which types parameters are
+    // held in. Throws Parameter when it was another one.
+    void use_on(const std::vector<std::shared_ptr<Device>>& devices);
+    // For the one evaluation that may move parameters to and from devices with their own memory.
+    std::mutex& in_use() noexcept { return in_use_; }
+
+    // Outside of evaluations the headers of parameters and of what adapters add point at the values
+    // in host memory. Of such values: the bytes of a file that are used in place; ...
+    bool is_mapped(const void* values) const;
+    // ... and a number that grows with every change; 0 for values that never change, nothing for
+    // values that have gone.
+    std::optional<uint64_t> version(const void* values) const;
+    uint64_t changes() const noexcept { return changes_; }
+    // For adapters: values of theirs are new or have changed, or are gone.
+    void values_changed(const void* values) { versions_[values] = ++changes_; }
+    void values_gone(const void* values);
+
     // For adapters. Values that stand in the place of a parameter's own until `restore`; they
     // belong to the caller. Only while no evaluation is running, and a change of type makes graphs
     // invalid.
@@ -92,6 +112,9 @@ class WeightStore : public ParameterSource {
 
     // Mapped parameters leave memory until they are read again.
     void release_pages() const;
+
+    // The parameters that networks have asked for.
+    std::vector<ggml_tensor*> parameters() const;
 
     // Bytes that the store owns (converted parameters) and bytes mapped from files and used in
     // place.
@@ -112,6 +135,8 @@ class WeightStore : public ParameterSource {
     };
     ggml_tensor* make_tensor(ggml_type type, const Shape& shape, const std::string& name);
     void* own(size_t bytes);
+    // The type, or a wider one where the devices lack it.
+    ggml_type supported(ggml_type type) const;
 
     std::map<std::string, Entry> entries_;
     std::map<std::string, Beside> beside_;
@@ -119,6 +144,12 @@ class WeightStore : public ParameterSource {
     std::vector<std::unique_ptr<uint8_t[]>> owned_;
     std::vector<ggml_context*> contexts_;
     size_t owned_bytes_ = 0, mapped_bytes_ = 0;
+    std::vector<std::shared_ptr<Device>> devices_;
+    mutable std::map<ggml_type, ggml_type> supported_;
+    std::unordered_map<const void*, bool> own_values_;         // whether they are mapped
+    std::unordered_map<const void*, uint64_t> versions_ = {};  // of what adapters bring
+    uint64_t changes_ = 0;
+    std::mutex in_use_;
 };
 
 }  // namespace sde

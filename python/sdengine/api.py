@@ -13,6 +13,7 @@ from .control import ControlNet
 from .embeddings import Embeddings
 from .errors import ParameterError, SDEngineError
 from .loading.text_parts import Tokenizers
+from .memory.sizes import Size
 from .pipeline import ModelSource, Pipeline
 from .results import Result
 
@@ -30,8 +31,9 @@ def load(
     tokenizer: Tokenizers | None = None,
     family: str | None = None,
     prediction: str | None = None,
-    device: str = "auto",
+    device: str | Mapping[str, str] = "auto",
     threads: int = 0,
+    precise: bool = False,
     weight_type: str | None = None,
     embeddings: Embeddings | None = None,
     loras: Sequence[LoraLike] | LoraLike | None = None,
@@ -41,6 +43,8 @@ def load(
     image_encoder: AnyPath | None = None,
     preview_vae: AnyPath | Sequence[AnyPath] | None = None,
     prompt_cache: AnyPath | Literal[False] | None = None,
+    memory_limit: Size | None = None,
+    host_memory_limit: Size | None = None,
 ) -> Pipeline:
     """Load a model. Weights are mapped, not read: this takes milliseconds.
 
@@ -56,8 +60,12 @@ def load(
         family: take the model for a member of this family instead of finding out.
         prediction: what the denoiser predicts where files do not tell or are wrong: ``"epsilon"``, ``"v_prediction"``
             or ``"sample"``.
-        device: a name from :func:`sdengine.devices`, or ``"auto"``.
+        device: a name from :func:`sdengine.devices`, ``"auto"``, or a mapping to names from ``"denoiser"``, ``"text"``
+            and ``"vae"`` (docs/devices.md).
         threads: CPU threads; 0 takes one per physical core.
+        precise: sum every convolution directly. Otherwise 3x3 convolutions take Winograd's shorter way where it is
+            faster, whose relative error from exact arithmetic is 1e-6 instead of 3e-7; pictures look the same, and take
+            up to twice as long with it.
         weight_type: hold the weights in this type (``"q8_0"``, ``"q4_k"``, ...) with the rules of
             :func:`sdengine.convert`, quantized while loading; None uses the file's own, in place.
         embeddings: textual inversion files: a mapping from the names that prompts use to paths, or paths alone, whose
@@ -71,6 +79,9 @@ def load(
             one file or folder, or the encoder file and the decoder file.
         prompt_cache: a folder that keeps encoded prompts for other processes, up to 1 GiB; None keeps them in memory
             only (128 MiB), False nowhere. What is kept is bit for bit what the text encoders give.
+        memory_limit: what generations may take on the device: ``"4GB"``, ``"512MB"``, ``"1.5GiB"`` or bytes. On the CPU
+            it is that of the process, with Python itself. None goes by what is free. See docs/memory.md.
+        host_memory_limit: the same for the process, where the device has memory of its own.
 
     Returns:
         A pipeline, ready to generate.
@@ -80,6 +91,8 @@ def load(
         UnsupportedModelError: the file is something that sdengine does not run; the message says what.
         WeightsError: a parameter is missing or does not fit.
         TokenizerError: there is no tokenizer.
+        ParameterError: an argument is not of its type or range.
+        DeviceError: there is no such device.
     """
     single = (str, PathLike, ControlNet)
     source = ModelSource(
@@ -91,6 +104,7 @@ def load(
         prediction=prediction,
         device=device,
         threads=threads,
+        precise=precise,
         weight_type=weight_type,
         embeddings=embeddings,
         loras=as_loras(loras),
@@ -100,6 +114,8 @@ def load(
         image_encoder=image_encoder,
         preview_vae=preview_vae,
         prompt_cache=prompt_cache,
+        memory_limit=memory_limit,
+        host_memory_limit=host_memory_limit,
     )
     return source.open()
 

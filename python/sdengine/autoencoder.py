@@ -12,6 +12,7 @@ from . import _core, random
 from .devices import available_memory
 from .errors import ParameterError, WeightsError
 from .loading import ComponentPlan
+from .memory.kept import Kept, plainly
 from .stores import make_store
 
 Array = NDArray[np.float32]
@@ -45,6 +46,11 @@ class Autoencoder:
         # Per channel, for models whose latents were normalised so; see LatentFormat.
         self._mean = _per_channel(plan.config.get("latents_mean"), 0.0)
         self._deviation = _per_channel(plan.config.get("latents_std"), 1.0)
+        self.kept: Kept = plainly
+        self.most_encoding: int | None = None
+        self.most_decoding: int | None = None
+        """Bytes of activations that :meth:`encode` and :meth:`decode` may take before they cut a picture into tiles;
+        None goes by what is free."""
         self._path = plan.path
         # A tiny autoencoder may come without its encoder.
         self.can_encode = plan.config.get("encoder_blocks") != []
@@ -77,31 +83,17 @@ class Autoencoder:
             NumericError: the autoencoder produced NaN or infinity.
         """
         shape = (1, *latents.shape[1:])
-        size, overlap = _tiling(self.decoder, "latents", shape, 1, tile, circular)
         centred = latents * self._deviation / self.scale + self.shift
         plain = np.ascontiguousarray(centred + self._mean, np.float32)
-        made = _core.decode_latents(
-            self.decoder, plain, self.factor, size, overlap, circular, cancel
-        )
+
+        def made_of_tiles() -> Array:
+            most = self.most_decoding
+            cut = _tiling(self.decoder, "latents", shape, 1, tile, circular, most)
+            return _core.decode_latents(self.decoder, plain, self.factor, *cut, circular, cancel)
+
+        made = self.kept(made_of_tiles, "vae_decoder")
         _release(self.decoder)
         return made
-
-    def decoding_bytes(self, shape: Sequence[int], tile: int | None, circular: int = 0) -> int:
-        """Memory that :meth:`decode` and making pictures of it take, for latents ``[N, C, h, w]``.
-
-        Raises:
-            ParameterError: `tile` is out of range.
-        """
-        count, channels, height, width = shape
-        one = (1, channels, height, width)
-        side, _ = _tiling(self.decoder, "latents", one, 1, tile, circular)
-        high, wide = (min(height, side), min(width, side)) if side else (height, width)
-        options = {"circular": circular}
-        network = self.decoder.planned_bytes({"latents": [1, channels, high, wide]}, options)
-        pixels = height * width * self.factor**2
-        # Three channels in float32 and in bytes; once more in bytes while they are checked.
-        pictures = count * pixels * 3 * (4 + 1 + 1)
-        return network + pictures + pixels * 4 * 4  # and tiles' weights, or a channel's rounding
 
     def encode(
         self,
@@ -155,8 +147,13 @@ class Autoencoder:
                 " encoded. Load the model with vae=[encoder file, decoder file]"
             )
         shape = (1, *image.shape[1:])
-        size, overlap = _tiling(self.encoder, "image", shape, self.factor, tile, circular)
-        made = _core.encode_image(self.encoder, image, self.factor, size, overlap, circular, cancel)
+
+        def made_of_tiles() -> Array:
+            most = self.most_encoding
+            cut = _tiling(self.encoder, "image", shape, self.factor, tile, circular, most)
+            return _core.encode_image(self.encoder, image, self.factor, *cut, circular, cancel)
+
+        made = self.kept(made_of_tiles, "vae_encoder")
         _release(self.encoder)
         channels = int(self.config["latent_channels"])
         factor = self.scale / self._deviation
@@ -166,6 +163,14 @@ class Autoencoder:
             return mean, np.zeros_like(mean)
         deviation = np.exp(np.float32(0.5) * np.clip(made[:, channels:], *_LOG_VARIANCE))
         return mean, np.asarray(deviation * factor, np.float32)
+
+
+def picture_bytes(count: int, height: int, width: int) -> int:
+    """Memory of the process that decoding `count` pictures of this size takes besides the network's."""
+    pixels = height * width
+    # Three channels in float32 and in bytes; once more in bytes while they are checked.
+    # And for one of them the tiles' weights, or a channel's rounding.
+    return count * pixels * 3 * (4 + 1 + 1) + pixels * 4 * 4
 
 
 def _per_channel(values: Sequence[float] | None, otherwise: float) -> Array:
@@ -186,6 +191,16 @@ def _noise(shape: Sequence[int], seed: int) -> Array:
     return np.concatenate([random.normal([1, *shape[1:]], seed + i) for i in range(shape[0])])
 
 
+def check_tile(tile: int | None) -> None:
+    """Refuse what is no side of a tile.
+
+    Raises:
+        ParameterError: ``tile`` is neither None, 0 nor 8 to 1024.
+    """
+    if tile is not None and (not isinstance(tile, int) or (tile != 0 and not 8 <= tile <= 1024)):
+        raise ParameterError(f"tile must be 0 (no tiles) or 8 to 1024 latents, not {tile!r}")
+
+
 def _tiling(
     network: _core.Network,
     name: str,
@@ -193,6 +208,7 @@ def _tiling(
     scale: int,
     tile: int | None,
     circular: int,
+    most: int | None = None,
 ) -> tuple[int, int]:
     """Side and overlap of the tiles in latents; (0, 0) is one piece.
 
@@ -203,19 +219,20 @@ def _tiling(
         scale: points of the input per latent.
         tile: what the caller asks for.
         circular: axes that wrap around.
+        most: bytes of activations; None goes by what is free.
     """
     if tile is not None:
-        if not isinstance(tile, int) or (tile != 0 and not 8 <= tile <= 1024):
-            raise ParameterError(f"tile must be 0 (no tiles) or 8 to 1024 latents, not {tile!r}")
+        check_tile(tile)
         return tile, tile // 4
     batch, channels, height, width = shape
-    # What an earlier run of this network still holds is used again.
-    free = (available_memory() or ASSUMED_FREE_BYTES) + network.activation_bytes
-    budget = min(free // 2, MOST_BYTES)
+    if most is None:
+        # What an earlier run of this network still holds is used again.
+        free = (available_memory() or ASSUMED_FREE_BYTES) + network.activation_bytes
+        most = min(free // 2, MOST_BYTES)
 
     def fits(high: int, wide: int) -> bool:
         options = {"circular": circular}
-        return network.planned_bytes({name: [batch, channels, high, wide]}, options) <= budget
+        return network.planned_bytes({name: [batch, channels, high, wide]}, options) <= most
 
     if fits(height, width):
         return 0, 0

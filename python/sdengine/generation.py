@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from . import _core, branches, hires
+from . import _core, branches, hires, step_cache
 from .adapters import Lora, as_loras
 from .adapters.loras import as_recommended, check_steps, with_strengths
 from .branches import Phases, Told
@@ -27,7 +27,7 @@ from .image_prompt import ContextTokens, PictureTokens
 from .images import RESIZE_MODES
 from .loading import ModelPlan
 from .masks import MaskOptions, read_frames
-from .memory_check import check_memory, decoder_tile
+from .memory.scenes import decoder_tile
 from .noise import COMPAT
 from .options import Texts, checked_latents, filled, texts
 from .outpainting import extended, parse_sides
@@ -64,9 +64,11 @@ def begin(
         ParameterError: an option is unknown or out of range.
     """
     started = time.perf_counter()
+    if pipeline.memory is not None:
+        pipeline.memory.settle(prompt, negative_prompt, options)
     given = _given(prompt, negative_prompt, options)
     loras = _loras(pipeline, given)
-    plan, recipe = as_recommended(pipeline.plan, loras, pipeline.recipe)
+    plan, recipe = as_recommended(pipeline.model, loras, pipeline.recipe)
     conditioning, latents, tile = (given.pop(name) for name in ("conditioning", "latents", "tile"))
     references, followed = take_references(plan, given), take_control(plan, given)
     control = ControlOptions.of(given, len(pipeline.controls))
@@ -84,6 +86,8 @@ def begin(
     _warn(plan, recipe, parameters)
     with pipeline.running(token) as token:
         steps = plan_steps(plan, parameters)
+        if complaint := step_cache.unwise(parameters.cache, steps.schedule.steps):
+            warnings.warn(complaint, UnwiseWarning, stacklevel=3)
         beginning = Beginning(plan, pipeline.vae, parameters, steps, token)
         size = (parameters.width, parameters.height)
         fitted = pictures.fitted if pictures.frames else None
@@ -108,14 +112,14 @@ def begin(
             phases = _phases(
                 pipeline, parameters, conditioning, facts, steps.schedule.steps, loras, seen, token
             )
-            check_memory(pipeline, parameters, phases, tile)
             second = None
             if parameters.hires is not None:
-                check_memory(pipeline, hires.second_parameters(parameters), phases, tile)
                 second = hires.Plan.of(prompt, negative_prompt, options)
     tile = decoder_tile(parameters, tile)
     inputs = RunInputs(parameters, phases, start, pictures, tile, loras, controls, second)
     times = Times(time.perf_counter() - started)
+    if pipeline.memory is not None:
+        inputs = pipeline.memory.checked(inputs)
     if before is not None:
         inputs = replace(inputs, described=before.described)
         times = Times(times.encode + before.times.encode, before.times.steps)
@@ -150,7 +154,7 @@ def _loras(pipeline: Pipeline, given: dict[str, Any]) -> tuple[Lora, ...]:
         for prompt in (*(given["prompt"] or ()), *(given["prompt_2"] or ())):
             tags += extract_loras(prompt)[1]
     chosen = pipeline.adapters.named(chosen, list(dict.fromkeys(tags)))
-    return with_strengths(pipeline.plan.family.name, chosen)
+    return with_strengths(pipeline.model.family.name, chosen)
 
 
 def told(
@@ -378,7 +382,7 @@ def _phases(
     positives = encoders.pair(parameters.prompt, parameters.prompt_2, count)
     negatives = pipeline.negatives(parameters.negative_prompt, parameters.negative_prompt_2, count)
     script = write_script(positives, negatives, steps, parameters.weighting)
-    script = script.prefixed(pipeline.plan.family.prompt_prefix)
+    script = script.prefixed(pipeline.model.family.prompt_prefix)
     guided |= script.composes
     encoded: dict[Text, EncodedText] = encoders.encode(
         script.texts(guided),

@@ -116,6 +116,11 @@ class LoadedImagePrompt:
         return PictureTokens(_repeated(positive, count), _repeated(negative, count), float(scale))
 
     @property
+    def networks(self) -> dict[str, _core.Network]:
+        """The native networks by what they are."""
+        return {"image_encoder": self.encoder, "image_projection": self.projection}
+
+    @property
     def title(self) -> str:
         """In words."""
         return IMAGE_PROMPT.of_kind(self.plan.projection.kind).title

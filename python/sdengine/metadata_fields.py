@@ -217,6 +217,7 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field("s_noise", "Sigma noise", number, float),
     Field("noise", "RNG", *_labelled(_GENERATORS, _OTHER_GENERATORS)),
     Field("seamless", "Tiling", *_labelled(_SEAMLESS)),
+    Field("cache", "Step cache", str, str),
     Field("refiner", "Refiner", str, str),
     Field("denoising_end", "Refiner switch at", number, float),
     Field("denoising_start", "Denoising start", number, float),

@@ -28,6 +28,7 @@ from .guidance import (
 from .images import ImageLike
 from .masks import MaskOptions
 from .noise import COMPAT
+from .step_cache import OFF
 from .tiled_diffusion import TiledDiffusion
 from .upscalers import Upscaler
 
@@ -175,6 +176,9 @@ class GenerateOptions(TypedDict, total=False):
     ``<lora:name:0.8>``, come on top."""
     seamless: str
     """Opposite edges join: ``"x"``, ``"y"`` or ``"xy"``."""
+    cache: str
+    """Step caching: ``"off"``, or ``"balanced"`` or ``"fast"`` to take over from earlier steps what changes little from
+    one to the next, for less time and a slightly different picture; see docs/step-caching.md."""
     tile: int | None
     """Side of the autoencoder's tiles in latents; 0 for one piece, None to decide by size."""
     tiled_diffusion: TiledDiffusion | Mapping[str, Any] | bool | int | None
@@ -230,6 +234,7 @@ DEFAULTS: dict[str, Any] = {
     **asdict(MaskOptions()),
     "resize_references": True,
     "seamless": "",
+    "cache": OFF,
 }
 
 

@@ -20,6 +20,7 @@ from .masks import MaskOptions
 from .noise import COMPAT, Compat
 from .random import KINDS
 from .sampling import resolve_names
+from .step_cache import MODES, OFF
 from .text_encoders import MAX_BATCH
 from .tiled_diffusion import TiledDiffusion, tiled
 
@@ -74,6 +75,7 @@ class GenerateParameters:
     sizes: Mapping[str, float]
     negative_sizes: Mapping[str, float]
     seamless: str
+    cache: str = OFF
     control_scales: tuple[float, ...] = ()
     control_start: tuple[float, ...] = ()
     control_end: tuple[float, ...] = ()
@@ -148,6 +150,10 @@ class GenerateParameters:
             values[name] = int(values[name])
         factor, trained = plan.latents.factor, min(defaults.width, defaults.height)
         tiles = tiled(given["tiled_diffusion"])
+        if tiles is not None and values["cache"] != OFF:
+            raise ParameterError(
+                "step caching and tiled_diffusion do not go together: leave out one of the two"
+            )
         values["tiled_diffusion"] = tiles = tiles and tiles.resolved(trained // factor)
         values["tile_side"] = MAX_SIDE if tiles is None else tiles.figures[0] * factor
         if given["hires"] is not None:
@@ -256,6 +262,7 @@ class GenerateParameters:
             "denoising_end": None,
             "weighting": "a1111" if conventions.weighting == "a1111" else None,
             "seamless": "",
+            "cache": OFF,
             "control_scales": (),
             "control_start": (),
             "control_end": (),
@@ -346,6 +353,7 @@ def _check(values: Mapping[str, Any], grid: int) -> None:
         ("weighting", prompts.RULES),
         ("noise", KINDS),
         ("seamless", tuple(SEAMLESS)),
+        ("cache", MODES),
     ):
         check_choice(name, values[name], choices)
     if values["sigmas"] is not None and values["timesteps"] is not None:

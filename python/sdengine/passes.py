@@ -59,7 +59,7 @@ def second_pass(pipeline: Pipeline, first: Run, inputs: RunInputs, token: _core.
     assert wanted is not None
     assert plan is not None
     # An editing model looks at the given picture in both passes; it may count as a reference.
-    looks = pipeline.plan.task == "edit" or inputs.pictures.image is None
+    looks = pipeline.model.task == "edit" or inputs.pictures.image is None
     options = hires.second_options(plan, parameters, looks)
     prompt = plan.prompt if wanted.prompt is None else list(wanted.prompt)
     negative = plan.negative_prompt
@@ -67,7 +67,7 @@ def second_pass(pipeline: Pipeline, first: Run, inputs: RunInputs, token: _core.
         negative = list(wanted.negative_prompt)
     clean = None
     if wanted.upscaler in hires.LATENT:
-        clean = hires.enlarged_latents(first.latents, wanted, pipeline.plan.latents.factor)
+        clean = hires.enlarged_latents(first.latents, wanted, pipeline.model.latents.factor)
     else:
         pictures = hires.enlarged_pictures(first.result().images, wanted, plan.upscaler, token)
         if looks and options.get("image") is not None:
@@ -127,8 +127,8 @@ def refined(
     if prompt is not None:  # the base model's LoRAs are none of the refiner's
         prompt = [extract_loras(text)[0] for text in texts("prompt", prompt)]
     rest = {"latents": first.latents, "denoising_start": cut}
-    rest |= {name: options.get(name) for name in ("tile", "tiled_diffusion")}
+    rest |= {name: options.get(name) for name in ("tile", "tiled_diffusion", "cache")}
     second = begin(refiner, prompt, negative_prompt, {**shared, **rest}, token)
     result = finish(second, callback).result()
-    named = [{**of_one, "refiner": refiner.plan.path.stem} for of_one in first.metadata()]
+    named = [{**of_one, "refiner": refiner.model.path.stem} for of_one in first.metadata()]
     return replace(result, metadata=named)

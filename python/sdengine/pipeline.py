@@ -16,10 +16,10 @@ from PIL import Image
 from . import _core, generation, images, passes, previews
 from .adapters import Lora, LoraLike, Loras, as_loras, widened
 from .autoencoder import Autoencoder
-from .checks import check_choice, check_path
+from .checks import check_choice, check_flag, check_path
 from .conditioning import Conditioning, of_equal_length, stack_texts
 from .control import ControlNet, LoadedControl
-from .devices import open_device
+from .devices import Devices, open_devices, parse_devices
 from .embeddings import Embeddings, read_embedding, read_embeddings
 from .errors import ParameterError
 from .events import Callback
@@ -29,6 +29,10 @@ from .loading.plan import Autoencoders, plan_preview_vae
 from .loading.text_parts import TextEncoders as TextEncoderPaths
 from .loading.text_parts import Tokenizers
 from .loading.weight_types import check_type
+from .memory.choosing import Limits
+from .memory.keeping import Memory
+from .memory.plan import Plan
+from .memory.sizes import Size, parse_size
 from .options import GenerateOptions, Texts, checked_latents, texts
 from .params import SEAMLESS, size_values
 from .prompt import with_prefix
@@ -48,6 +52,12 @@ if TYPE_CHECKING:
 Array = NDArray[np.float32]
 AnyPath = str | PathLike[str]
 
+ORDINARY_PROMPT = (
+    "a photograph of a lighthouse on a cliff at dusk, waves breaking on the rocks below, storm clouds with a"
+    " band of light at the horizon, long exposure, highly detailed, sharp focus"
+)
+"""What plans are made for where no prompt is given; it fits into one chunk of a CLIP encoder."""
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -59,8 +69,9 @@ class ModelSource:
     tokenizer: Tokenizers | None = None
     family: str | None = None
     prediction: str | None = None
-    device: str = "auto"
+    device: str | Mapping[str, str] = "auto"
     threads: int = 0
+    precise: bool = False
     weight_type: str | None = None
     embeddings: Embeddings | None = None
     loras: tuple[Lora, ...] = ()
@@ -70,6 +81,8 @@ class ModelSource:
     image_encoder: AnyPath | None = None
     preview_vae: Autoencoders | None = None
     prompt_cache: AnyPath | Literal[False] | None = None
+    memory_limit: Size | None = None
+    host_memory_limit: Size | None = None
 
     def open(self) -> Pipeline:
         """Load it."""
@@ -84,7 +97,7 @@ class Pipeline:
     Attributes:
         source: what :func:`sdengine.load` was given.
         recipe: how the publisher says that it is sampled, if its name tells (docs/recipes.md); None for others.
-        plan: where everything came from: family, components, scheduler settings, defaults.
+        model: where everything came from: family, components, scheduler settings, defaults.
         config: hyper-parameters per component (``"unet"``, ``"text_encoder"``, ``"vae"``).
         text_encoders: with their tokenizers.
         vae: the autoencoder.
@@ -94,9 +107,14 @@ class Pipeline:
         loras: those that apply unless a call says otherwise.
         image_prompt: the IP-Adapter, or None.
         controls: control networks, in the order in which they were given.
+        memory: what generations may take, and how the networks are placed.
     """
 
     def __init__(self, source: ModelSource) -> None:
+        limits = Limits(
+            parse_size("memory_limit", source.memory_limit),
+            parse_size("host_memory_limit", source.host_memory_limit),
+        )
         weight_type = None if source.weight_type is None else check_type(source.weight_type)
         plan = plan_model(
             source.model,
@@ -107,41 +125,45 @@ class Pipeline:
         )
         plan, self.recipe = as_published(plan, source.prediction is not None)
         plan = widened(plan, source.loras)
-        self.source, self.plan = source, plan
+        self.source, self.model = source, plan
         self.config: Mapping[str, Mapping[str, Any]] = {
             name: component.config for name, component in plan.components.items()
         }
-        self._device = open_device(source.device, source.threads)
+        check_flag("precise", source.precise)
+        self._devices = devices = open_devices(source.device, source.threads)
+        for device in set(devices):
+            device.set_precise(source.precise)
         self.text_encoders = TextEncoders(
-            open_encoders(plan, source.tokenizer, self._device, weight_type),
+            open_encoders(plan, source.tokenizer, devices.text, weight_type),
             plan.context_width,
             make_cache(source.prompt_cache),
-            encoders_identity(plan, weight_type, source.device),
+            encoders_identity(plan, weight_type, parse_devices(source.device)["text"]),
         )
         for embedding in read_embeddings({} if source.embeddings is None else source.embeddings):
             self.text_encoders.add_embedding(embedding)
         self.vae = Autoencoder(
-            plan.components["vae"], plan.latents.factor, self._device, weight_type
+            plan.components["vae"], plan.latents.factor, devices.vae, weight_type
         )
         self.preview_vae: Autoencoder | None = None
         if source.preview_vae is not None:
             tiny = plan_preview_vae(plan, source.preview_vae)
-            self.preview_vae = Autoencoder(tiny, plan.latents.factor, self._device)
+            self.preview_vae = Autoencoder(tiny, plan.latents.factor, devices.vae)
         self.image_prompt: LoadedImagePrompt | None = None
         denoiser = plan.components[plan.family.denoiser]
         if source.ip_adapter is not None:
             self.image_prompt = LoadedImagePrompt(
-                source.ip_adapter, plan, self._device, source.image_encoder, weight_type
+                source.ip_adapter, plan, devices.denoiser, source.image_encoder, weight_type
             )
             denoiser = self.image_prompt.plan.denoiser
         self.denoiser = _core.Network(
             denoiser.kind,
             dict(denoiser.config),
             make_store(denoiser, weight_type),
-            self._device,
+            devices.denoiser,
         )
         self.controls = [
-            LoadedControl(given, plan, self._device, weight_type) for given in source.controlnets
+            LoadedControl(given, plan, devices.denoiser, weight_type)
+            for given in source.controlnets
         ]
         encoders = self.text_encoders.encoders
         networks = {e.use.component: e.network for e in encoders if e.network}
@@ -152,9 +174,11 @@ class Pipeline:
         self.adapters = Loras(plan, networks, folder, self.text_encoders.knowing)
         self.set_loras(source.loras)
         self._running: set[_core.CancelToken] = set()
+        self.memory: Memory | None = Memory(self, limits)
+        self.vae.kept = self.text_encoders.kept = self.memory.kept
 
     def __repr__(self) -> str:
-        return f"<sdengine.Pipeline {self.plan.title} from {str(self.plan.path)!r}>"
+        return f"<sdengine.Pipeline {self.model.title} from {str(self.model.path)!r}>"
 
     def set_loras(self, loras: Sequence[LoraLike] | LoraLike | None) -> None:
         """Choose the LoRAs that apply from now on, instead of those before; an empty list for none.
@@ -182,23 +206,28 @@ class Pipeline:
     @property
     def resolutions(self) -> list[tuple[int, int]]:
         """Widths and heights that the model is at home in, from tall to wide; ``aspect_ratio=`` takes one of them."""
-        return resolutions(self.plan.family, self.plan.defaults)
+        return resolutions(self.model.family, self.model.defaults)
 
     @property
     def threads(self) -> int:
-        """Threads of the device."""
-        return self._device.threads
+        """Threads of the denoiser's device."""
+        return self._devices.denoiser.threads
+
+    @property
+    def devices(self) -> Devices:
+        """The devices that denoiser, text encoders and autoencoder run on."""
+        return self._devices
 
     @property
     def networks(self) -> dict[str, _core.Network]:
         """The native networks by component; both halves of the autoencoder, control networks by position."""
-        encoders = self.text_encoders.encoders
         return {
-            self.plan.family.denoiser: self.denoiser,
-            **{e.use.component: e.network for e in encoders if e.network},
+            self.model.family.denoiser: self.denoiser,
+            **self.text_encoders.networks,
             "vae_encoder": self.vae.encoder,
             "vae_decoder": self.vae.decoder,
             **{f"control_{i}": control.network for i, control in enumerate(self.controls)},
+            **({} if self.image_prompt is None else self.image_prompt.networks),
         }
 
     @property
@@ -280,7 +309,7 @@ class Pipeline:
                 ("negative_prompt_2", negative_prompt_2),
             )
         )
-        prefix = self.plan.family.prompt_prefix
+        prefix = self.model.family.prompt_prefix
         paired = self.text_encoders.pair(prompts, second, len(prompts))
         positives = [with_prefix(text, prefix) for text in paired]
         negatives = self.negatives(negative, negative_2, len(prompts))
@@ -306,9 +335,9 @@ class Pipeline:
         self, given: list[str] | None, second: list[str] | None, count: int
     ) -> list[tuple[str, ...]]:
         """The negative texts of `count` pictures; empty tuples where zeros stand for no text."""
-        if given is None and second is None and self.plan.family.empty_negative_is_zeros:
+        if given is None and second is None and self.model.family.empty_negative_is_zeros:
             return [()] * count
-        return self.text_encoders.pair(given or [self.plan.family.usual_negative], second, count)
+        return self.text_encoders.pair(given or [self.model.family.usual_negative], second, count)
 
     def predict(
         self,
@@ -347,11 +376,11 @@ class Pipeline:
         if not isinstance(cond, Conditioning):
             raise ParameterError("cond must be what encode_prompt() returned")
         cond = cond.repeat(count)
-        height, width = (side * self.plan.latents.factor for side in latents.shape[2:])
+        height, width = (side * self.model.latents.factor for side in latents.shape[2:])
         told = generation.told(
-            self.plan,
+            self.model,
             count,
-            size_values("sizes", self.plan.family.size_conditioning, sizes, height, width),
+            size_values("sizes", self.model.family.size_conditioning, sizes, height, width),
             {},
             self._distilled_guidance(guidance_scale),
         )
@@ -372,9 +401,9 @@ class Pipeline:
         return found
 
     def _distilled_guidance(self, scale: float | None) -> float | None:
-        if not self.plan.reads_guidance:
+        if not self.model.reads_guidance:
             return None
-        return self.plan.defaults.guidance if scale is None else scale
+        return self.model.defaults.guidance if scale is None else scale
 
     def encode_image(
         self, image: Any, *, seed: int | None = None, tile: int | None = None
@@ -465,14 +494,61 @@ class Pipeline:
             return images.to_pil(vae.decode(array, None, token, circular=SEAMLESS[seamless]))
 
     def _projection(self) -> previews.Projection:
-        known = previews.stored(self.plan.metadata)
+        known = previews.stored(self.model.metadata)
         # A tiny autoencoder in the model's place has no scale of its own; the family's latents stay what they are.
-        known = known or previews.known(self.plan.latents, self.plan.family.latents)
+        known = known or previews.known(self.model.latents, self.model.family.latents)
         if known is None:
-            raise ParameterError(f"there are no preview colours for {self.plan.title}")
+            raise ParameterError(f"there are no preview colours for {self.model.title}")
         return known
 
     # ---------------------------------------------------------------------------------- generation
+    def plan(
+        self,
+        width: int | None = None,
+        height: int | None = None,
+        batch_size: int = 1,
+        *,
+        prompt: Texts | None = None,
+        negative_prompt: Texts | None = None,
+        memory_limit: Size | None = None,
+        host_memory_limit: Size | None = None,
+        **options: Any,
+    ) -> Plan:
+        """How much memory a generation takes and how it would be placed; nothing is computed, no weight is read.
+
+        ``print(pipe.plan(width=1024, height=1024))``
+
+        Args:
+            width: pixels; None is the model's own.
+            height: pixels.
+            batch_size: pictures.
+            prompt: as for :meth:`generate`; None is a text of ordinary length. Long ones take more.
+            negative_prompt: the same.
+            memory_limit: instead of the one that the model was loaded with: ``"4GB"``, ``"1.5GiB"`` or bytes.
+            host_memory_limit: the same for the process, where the device has memory of its own.
+            options: all others of :meth:`generate`: guidance, given pictures, hires, tiles.
+
+        Returns:
+            A :class:`sdengine.Plan`; its `fits` says whether the generation would be accepted.
+
+        Raises:
+            ParameterError: as those of :meth:`generate`.
+        """
+        assert self.memory is not None
+        limits = Limits(
+            parse_size("memory_limit", memory_limit) or self.memory.limits.device,
+            parse_size("host_memory_limit", host_memory_limit) or self.memory.limits.host,
+        )
+        given: dict[str, Any] = {
+            **options,
+            "width": width,
+            "height": height,
+            "batch_size": batch_size,
+        }
+        if prompt is None and given.get("conditioning") is None:
+            prompt = ORDINARY_PROMPT
+        return self.memory.plan(prompt, negative_prompt, given, limits)
+
     def start(
         self,
         prompt: Texts | None = None,

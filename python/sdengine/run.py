@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from . import _core, images
+from . import _core, images, step_cache
 from .adapters import Lora
 from .branches import Phases
 from .checks import check_number
@@ -51,6 +51,8 @@ class RunInputs:
     """What a hires pass after this one needs."""
     described: Sequence[dict[str, object]] = ()
     """The generation parameters, where another run began."""
+    together: int = 0
+    """Entries (a picture under a condition) of the largest batch; 0 for any number."""
 
 
 @dataclass
@@ -101,7 +103,7 @@ class Run:
         self._native = self._made()
 
     def _made(self) -> _core.DenoiseRun:
-        plan, parameters, start = self._pipeline.plan, self.parameters, self._inputs.start
+        plan, parameters, start = self._pipeline.model, self.parameters, self._inputs.start
         steps: Steps = plan_steps(plan, parameters)
         blend = start.blend
         native = {
@@ -129,6 +131,7 @@ class Run:
             order=parameters.order,
             churn=(parameters.s_churn, parameters.s_tmin, parameters.s_tmax),
             options={"circular": SEAMLESS[parameters.seamless]},
+            together=self._inputs.together,
             controls=[
                 self._pipeline.controls[control.net].native(
                     control, parameters.batch_size, SEAMLESS[parameters.seamless]
@@ -138,6 +141,10 @@ class Run:
             tiles=None
             if parameters.tiled_diffusion is None
             else parameters.tiled_diffusion.figures,
+            cache=step_cache.figures(
+                *(parameters.cache, self._pipeline.denoiser.reuse),
+                *(steps.schedule.steps, self._inputs.loras),
+            ),
         )
 
     # ------------------------------------------------------------------------------------- steps
@@ -151,8 +158,30 @@ class Run:
         before = time.perf_counter()
         adapters, loras = self._pipeline.adapters, self._inputs.loras
         with self._pipeline.running(self._token), adapters.applied(loras, self.index, self.steps):
-            self._native.step(self._token)
+            self._native_step()
         self.times.steps.append(time.perf_counter() - before)
+
+    def _native_step(self) -> None:
+        """One step, in smaller batches where memory runs out; the state is as before until it is done."""
+        memory = self._pipeline.memory
+        while True:
+            try:
+                return self._native.step(self._token)
+            except MemoryError:
+                most = max(len(branches) for _, branches in self._inputs.phases)
+                entries = most * self.parameters.batch_size
+                networks = [self._pipeline.model.family.denoiser]
+                networks += [f"control_{control.net}" for control in self._inputs.controls]
+                together = None
+                if memory is not None:
+                    before = self._inputs.together
+                    together = memory.smaller_steps(before, entries, tuple(networks))
+                if together is None:
+                    raise
+                self._inputs = replace(self._inputs, together=together)
+                state = self._native.save()
+                self._native = self._made()
+                self._native.restore(state)
 
     def cancel(self) -> None:
         """Stop the step that is running in another thread, and refuse further ones."""
@@ -161,6 +190,11 @@ class Run:
     def fork(self) -> Run:
         """A copy that goes its own way from here."""
         return self._restored(self._pipeline, self._inputs, self._native.save(), self.times)
+
+    @property
+    def inputs(self) -> RunInputs:
+        """All that it depends on besides the model."""
+        return self._inputs
 
     @property
     def done(self) -> bool:
@@ -186,6 +220,12 @@ class Run:
     def evaluations(self) -> int:
         """Evaluations of the denoiser so far; branches in one batch count as one."""
         return self._native.evaluations
+
+    @property
+    def reused(self) -> float:
+        """Part of these evaluations, 0 to 1, that took most over from an earlier one (the option ``cache``)."""
+        pictures = max(1, self._native.evaluations * self.parameters.batch_size)
+        return self._native.reused / pictures
 
     @property
     def latents(self) -> Array:
@@ -235,7 +275,7 @@ class Run:
         """
         check_number("sigma", sigma, 0.0, MAX_SIGMA)
         if sigma > 0.0:
-            scale = plan_steps(self._pipeline.plan, self.parameters).prediction.input_scale
+            scale = plan_steps(self._pipeline.model, self.parameters).prediction.input_scale
             latents = latents * np.float32(scale(sigma) / scale(0.0))
         return self._pipeline.preview(latents, method, seamless=self.parameters.seamless)
 
@@ -278,6 +318,7 @@ class Run:
         self._pipeline.denoiser.release_activations()
         for control in self._pipeline.controls:
             control.network.release_weights()
+            control.network.release_activations()
         with self._pipeline.running(self._token):
             decoded = self._pipeline.vae.decode(
                 latents,
@@ -319,7 +360,7 @@ class Run:
         return self.metadata() if self.is_hires else self._described(self.parameters)
 
     def _described(self, parameters: GenerateParameters) -> list[dict[str, object]]:
-        plan, pictures = self._pipeline.plan, self._inputs.pictures
+        plan, pictures = self._pipeline.model, self._inputs.pictures
         of_each = parameters.metadata(
             plan.path.stem, pictures.task(plan.task), pictures.resize_mode
         )

@@ -209,5 +209,5 @@ def load(model: Model, path: Path) -> sdengine.Pipeline:
     for part in model.path.iterdir():
         if part.is_dir() and part.name != "transformer" and not (folder / part.name).exists():
             (folder / part.name).symlink_to(part)
-    encoders = {name: folder / name for name in model.pipe.plan.tokenizers}
+    encoders = {name: folder / name for name in model.pipe.model.tokenizers}
     return sdengine.load(path, vae=folder / "vae", text_encoders=encoders)

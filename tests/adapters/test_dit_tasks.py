@@ -240,7 +240,7 @@ def test_a_lora_that_widens_the_input(flux: Path, tmp_path: Path) -> None:
     inputs = flux_inputs(json_of(net), (1, 8, 12))
     expected = flux_reference(net, inputs)
     pipe = sdengine.load(flux, loras=[path])
-    assert (pipe.plan.title, pipe.plan.task) == ("FLUX.1 Canny or Depth", "control")
+    assert (pipe.model.title, pipe.model.task) == ("FLUX.1 Canny or Depth", "control")
     assert relative_error(probe(pipe, inputs), expected) <= 1e-4
     with pytest.raises(WeightsError, match="when the model is loaded"):
         sdengine.load(flux).set_loras([path])

@@ -275,7 +275,7 @@ def test_on_quantized_weights(
 def stored(pipe: sdengine.Pipeline) -> State:
     """The denoiser's parameters as float32."""
     values = {}
-    for b in pipe.plan.components["unet"].bindings:
+    for b in pipe.model.components["unet"].bindings:
         entry = b.entry
         raw = np.fromfile(entry.path, np.uint8, entry.nbytes, offset=entry.offset)
         flat = _core.kernels.dequantize(raw, entry.dtype, entry.elements)

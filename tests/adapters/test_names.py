@@ -39,7 +39,7 @@ def pipe(family: str, tmp_path_factory: pytest.TempPathFactory) -> sdengine.Pipe
 
 @pytest.fixture(scope="module")
 def targets(pipe: sdengine.Pipeline) -> Targets:
-    return Targets(pipe.plan)
+    return Targets(pipe.model)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def changed(
 
 
 def check(pipe: sdengine.Pipeline, changed: np.ndarray, path: Path, state: State) -> None:
-    file = read_adapter(write(path, state), Targets(pipe.plan))
+    file = read_adapter(write(path, state), Targets(pipe.model))
     assert file.unused == ()
     assert set(file.used) == set(state)
     pipe.set_loras([path])
@@ -165,7 +165,7 @@ ENCODERS: dict[str, tuple[str, tuple[str, str]]] = {
 def test_text_encoders(dialect: str, pipe: sdengine.Pipeline, tmp_path: Path) -> None:
     pattern, (down, up) = ENCODERS[dialect]
     state: State = {}
-    components = [use.component for use in pipe.plan.family.text]
+    components = [use.component for use in pipe.model.family.text]
     for number, component in enumerate(components):
         width = pipe.config[component]["hidden_size"]
         for layer in range(3):
@@ -175,7 +175,7 @@ def test_text_encoders(dialect: str, pipe: sdengine.Pipeline, tmp_path: Path) ->
                 name = pattern.format(n=n, i=layer, p=projection, c=component, l=letter)
                 state[name + down] = randn((2, width), 3 * layer)
                 state[name + up] = randn((width, 2), 3 * layer + 1)
-    file = read_adapter(write(tmp_path / "a.safetensors", state), Targets(pipe.plan))
+    file = read_adapter(write(tmp_path / "a.safetensors", state), Targets(pipe.model))
     assert file.unused == ()
     assert set(file.networks) == set(components)
     for component in components:
@@ -185,7 +185,7 @@ def test_text_encoders(dialect: str, pipe: sdengine.Pipeline, tmp_path: Path) ->
 
 def test_a_fused_projection_is_parted(pipe: sdengine.Pipeline, tmp_path: Path) -> None:
     # OpenCLIP fuses the three projections of an attention.
-    component = pipe.plan.family.text[-1].component
+    component = pipe.model.family.text[-1].component
     width = pipe.config[component]["hidden_size"]
     down, up = randn((2, width), 1), randn((3 * width, 2), 2)
     if component == "text_encoder":

@@ -259,7 +259,7 @@ def test_recipes_of_other_publishers(
     used = pipe.start(PROMPT, seed=7, width=64, height=64, loras=[path]).parameters
     assert used.steps == steps
     assert sampler in (None, used.sampler)
-    assert used.guidance.scale <= pipe.plan.defaults.guidance
+    assert used.guidance.scale <= pipe.model.defaults.guidance
 
 
 # ------------------------------ bad input
@@ -357,7 +357,7 @@ def test_bad_arguments(pipe: sdengine.Pipeline, lora_dir: Path, tmp_path: Path) 
     with pytest.raises(FormatError):
         pipe.set_loras([tmp_path / "text.safetensors"])
     with pytest.raises(ParameterError, match="lora_dir"):
-        sdengine.load(pipe.plan.path, lora_dir=tmp_path / "none")
+        sdengine.load(pipe.model.path, lora_dir=tmp_path / "none")
 
 
 @pytest.mark.parametrize(

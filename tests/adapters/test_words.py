@@ -35,7 +35,7 @@ def pipe(folder: Path) -> sdengine.Pipeline:
 
 
 def widths(pipe: sdengine.Pipeline) -> list[int]:
-    return [pipe.config[use.component]["hidden_size"] for use in pipe.plan.family.text]
+    return [pipe.config[use.component]["hidden_size"] for use in pipe.model.family.text]
 
 
 def vectors(pipe: sdengine.Pipeline) -> State:
@@ -60,7 +60,7 @@ def test_known_while_the_lora_applies(
 ) -> None:
     words = vectors(pipe)
     path = write(tmp_path / "pivotal.safetensors", changes | bundled("zqx", words))
-    assert read_adapter(path, Targets(pipe.plan)).unused == ()
+    assert read_adapter(path, Targets(pipe.model)).unused == ()
     other = sdengine.load(folder, embeddings={"zqx": write(tmp_path / "zqx.safetensors", words)})
     plain = write(tmp_path / "plain.safetensors", changes)
     expected = other.generate(PROMPT, loras=[plain], **SHORT).latents

@@ -14,6 +14,7 @@ from PIL import Image
 
 import sdengine
 from sdengine.cli import main
+from sdengine.devices import Device, UnusableBackend
 from sdengine.errors import (
     ParameterError,
 )
@@ -91,24 +92,18 @@ class Library:
     def devices(self) -> list[Any]:
         self._called("devices")
         return [
-            Device("cpu", "cpu", "A Fast Chip", 8, 64_000_000_000),
-            Device("x", "cpu", "?", 1, 0),
+            Device("cpu", "cpu", "A Fast Chip", 8, 64_000_000_000, 32_000_000_000),
+            Device("x", "cpu", "?", 0, 0),
         ]
 
-
-@dataclass(frozen=True)
-class Device:
-    name: str
-    kind: str
-    description: str
-    threads: int
-    memory: int
+    def unusable_backends(self) -> list[Any]:
+        return [UnusableBackend("cuda", "libggml-cuda.so", "libcuda.so.1: no such file")]
 
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Library:
     library = Library()
-    for name in ("generate", "load", "convert", "inspect", "devices"):
+    for name in ("generate", "load", "convert", "inspect", "devices", "unusable_backends"):
         monkeypatch.setattr(sdengine, name, getattr(library, name), raising=False)
     monkeypatch.setattr(sdengine, "__version__", "9.8.7", raising=False)
     return library

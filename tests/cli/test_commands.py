@@ -84,10 +84,13 @@ def test_convert_does_not_replace_a_file_unasked(run: Run, library: Library) -> 
 
 def test_devices(run: Run) -> None:
     assert run("devices").stdout.splitlines() == [
-        "cpu  A Fast Chip, 8 threads, 64.00 GB",
-        "x  ?, 1 threads",
+        "cpu  A Fast Chip, 8 threads, 64.00 GB, 32.00 GB free",
+        "x  ?",
+        "cuda cannot be used: libcuda.so.1: no such file (libggml-cuda.so)",
     ]
-    assert json.loads(run("devices", "--json").stdout)[0]["description"] == "A Fast Chip"
+    found = json.loads(run("devices", "--json").stdout)
+    assert found["devices"][0]["description"] == "A Fast Chip"
+    assert found["unusable"][0]["kind"] == "cuda"
 
 
 def test_bench(run: Run, library: Library) -> None:

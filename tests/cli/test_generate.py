@@ -36,7 +36,7 @@ def test_model_options_reach_the_library(run: Run, library: Library) -> None:
     result = run(
         *("generate", "a cat", "-m", "m.gguf", "--vae", "v.safetensors"),
         *("--text-encoder", "text_encoder=a=b", "--text-encoder", "text_encoder_2=c"),
-        *("--tokenizer", "tok", "--device", "cpu", "--threads", 3),
+        *("--tokenizer", "tok", "--device", "cpu", "--threads", 3, "--precise"),
         *("--family", "sdxl", "--prediction", "v_prediction", "--weight-type", "q8_0"),
         *("-n", "blurry", "--taesd", "tiny.gguf", "--prompt-cache", "kept"),
     )
@@ -45,7 +45,7 @@ def test_model_options_reach_the_library(run: Run, library: Library) -> None:
     options = {"vae": "v.safetensors", "tokenizer": "tok", "device": "cpu", "threads": 3}
     options |= {"family": "sdxl", "prediction": "v_prediction", "weight_type": "q8_0"}
     options["text_encoders"] = {"text_encoder": "a=b", "text_encoder_2": "c"}
-    options |= {"preview_vae": "tiny.gguf", "prompt_cache": "kept"}
+    options |= {"preview_vae": "tiny.gguf", "prompt_cache": "kept", "precise": True}
     assert load == ("load", ("m.gguf",), options)
     assert generate[1:] == (("a cat",), {"negative_prompt": "blurry"})
 
@@ -70,6 +70,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "aspect_ratio": ("16:9", "16:9"),
     "batch_size": ("2", 2),
     "seamless": ("xy", "xy"),
+    "cache": ("fast", "fast"),
     "tile": ("0", 0),
     "tiled_diffusion": ("size=64 overlap=16", {"size": 64, "overlap": 16}),
     "sizes": ("crop_top=8", {"crop_top": 8.0}),

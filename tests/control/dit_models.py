@@ -164,6 +164,6 @@ class Made:
 
 
 def generate(pipe: sdengine.Pipeline, **options: Any) -> np.ndarray:
-    negative = None if "true_cfg_scale" not in options and pipe.plan.reads_guidance else NEGATIVE
+    negative = None if "true_cfg_scale" not in options and pipe.model.reads_guidance else NEGATIVE
     common = {"steps": STEPS, "seed": SEED, **SIZE, **options}
     return pipe.generate(PROMPT, negative, **common).latents

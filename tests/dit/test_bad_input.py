@@ -81,7 +81,7 @@ def test_latents_are_whole_patches(name: str, pipes: dict[str, sdengine.Pipeline
     text = pipe.encode_prompt(PROMPT)
     for shape in ((7, 8), (8, 7), (0, 8)):
         with pytest.raises(ParameterError):
-            pipe.predict(np.zeros((1, pipe.plan.latents.channels, *shape), np.float32), 1.0, text)
+            pipe.predict(np.zeros((1, pipe.model.latents.channels, *shape), np.float32), 1.0, text)
     with pytest.raises(ParameterError):
         pipe.predict(np.zeros((1, 5, 8, 8), np.float32), 1.0, text)
 
@@ -199,7 +199,7 @@ refused = 0
 for folder in sys.argv[1:]:
     try:
         pipe = sdengine.load(folder, threads=1)
-        latents = np.zeros((1, pipe.plan.latents.channels, 8, 8), np.float32)
+        latents = np.zeros((1, pipe.model.latents.channels, 8, 8), np.float32)
         pipe.predict(latents, 1.0, pipe.encode_prompt("a circle"))
     except sdengine.SDEngineError as error:
         assert str(error)

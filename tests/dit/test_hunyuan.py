@@ -220,8 +220,8 @@ def test_text_to_image(folders: dict[str, Path], name: str, guidance: float) -> 
     options: dict[str, Any] = {"guidance_scale": guidance}
     _, expected = of_diffusers(folders[name], PROMPT, negative_prompt=NEGATIVE, **options)
     pipe = sdengine.load(folders[name])
-    assert pipe.plan.title == f"Hunyuan-DiT {name}"
-    assert pipe.plan.scheduler.beta_end == MODELS[name][1]
+    assert pipe.model.title == f"Hunyuan-DiT {name}"
+    assert pipe.model.scheduler.beta_end == MODELS[name][1]
     found = pipe.generate(PROMPT, NEGATIVE, steps=4, seed=SEED, **options, **SIZE)
     assert relative_error(found.latents, expected) <= 1e-3
     assert found.image.size == (64, 96)

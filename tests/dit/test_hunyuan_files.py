@@ -121,7 +121,7 @@ def test_distilled_members_are_told_by_their_names(
 ) -> None:
     folder = tmp_path / f"HunyuanDiT-v{version}-Diffusers-Distilled"
     folder.symlink_to(folders["hunyuan_dit" if version == "1.2" else "hunyuan_dit_1_1"])
-    plan = sdengine.load(folder).plan
+    plan = sdengine.load(folder).model
     assert (plan.title, plan.defaults.steps) == (f"Hunyuan-DiT {version} Distilled", 25)
 
 
@@ -232,12 +232,12 @@ def test_a_converted_model_is_the_same_model(
     exact, small = tmp_path / "exact.gguf", tmp_path / "small.gguf"
     sdengine.convert(folders[name], exact, weight_type="f32")
     again = sdengine.load(exact)
-    assert again.plan.family.name == name
-    assert again.plan.unused == ()
-    assert asdict(again.plan.scheduler) == asdict(expected.plan.scheduler)
-    assert again.plan.defaults == expected.plan.defaults
-    assert {n: p.config for n, p in again.plan.components.items()} == {
-        n: p.config for n, p in expected.plan.components.items()
+    assert again.model.family.name == name
+    assert again.model.unused == ()
+    assert asdict(again.model.scheduler) == asdict(expected.model.scheduler)
+    assert again.model.defaults == expected.model.defaults
+    assert {n: p.config for n, p in again.model.components.items()} == {
+        n: p.config for n, p in expected.model.components.items()
     }
     assert np.array_equal(latents(again), latents(expected))
     done = sdengine.convert(folders[name], small, weight_type="q8_0")
@@ -279,10 +279,10 @@ def apart(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 def exact_as(found: sdengine.Pipeline, folder: Path) -> None:
     """The single file has no scheduler config: what it says must be the family's."""
     expected = sdengine.load(folder)
-    ours, theirs = asdict(found.plan.scheduler), asdict(expected.plan.scheduler)
+    ours, theirs = asdict(found.model.scheduler), asdict(expected.model.scheduler)
     for key in ("prediction", "beta_kind", "beta_start", "beta_end", "steps_offset"):
         assert ours[key] == theirs[key], key
-    assert found.plan.unused == ()
+    assert found.model.unused == ()
     assert np.array_equal(latents(found), latents(expected))
 
 
@@ -346,7 +346,7 @@ def test_an_encoder_in_a_gguf(apart: Path, folders: dict[str, Path], tmp_path: P
         text_encoders=[tmp_path / "mt5.gguf", apart / "clip_text_encoder"],
         vae=apart / "sdxl-vae-fp16-fix",
     )
-    assert pipe.plan.components["text_encoder_2"].dialect == "llama.cpp, T5"
+    assert pipe.model.components["text_encoder_2"].dialect == "llama.cpp, T5"
     found = latents(pipe)
     assert relative_error(found, latents(sdengine.load(folders["hunyuan_dit_1_1"]))) <= 1e-4
 

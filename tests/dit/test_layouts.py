@@ -58,7 +58,7 @@ def test_scaled_eight_bits(
     path = written(stored, tmp_path / "a" / "model.safetensors", folders[family])
     plain = written(left, tmp_path / "b" / "model.safetensors", folders[family])
     pipe = sdengine.load(path)
-    assert pipe.plan.unused == ()
+    assert pipe.model.unused == ()
     # Eight bits times a factor are held as f16, whose rounding is the only difference.
     found, expected = latents(path), latents(plain)
     assert 0 < relative_error(found, expected) <= 1e-3
@@ -105,7 +105,7 @@ def test_all_in_one_gguf(family: str, folders: dict[str, Path], tmp_path: Path) 
     plain = written({}, tmp_path / "b" / "model.safetensors", folders[family])
     dequantized(path, plain)
     pipe = sdengine.load(path)
-    assert pipe.plan.unused == ()
+    assert pipe.model.unused == ()
     found = latents(path)
     assert relative_error(found, latents(plain)) <= 1e-3
     assert relative_error(found, latents(folders[family])) > 2e-3

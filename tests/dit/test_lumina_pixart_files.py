@@ -253,11 +253,11 @@ def test_a_converted_model_is_the_same_model(
     exact, small = tmp_path / "exact.gguf", tmp_path / "small.gguf"
     sdengine.convert(folders[name], exact, weight_type="f32")
     again = sdengine.load(exact)
-    assert again.plan.family.name == name
-    assert asdict(again.plan.scheduler) == asdict(expected.plan.scheduler)
-    assert again.plan.defaults == expected.plan.defaults
-    assert {n: p.config for n, p in again.plan.components.items()} == {
-        n: p.config for n, p in expected.plan.components.items()
+    assert again.model.family.name == name
+    assert asdict(again.model.scheduler) == asdict(expected.model.scheduler)
+    assert again.model.defaults == expected.model.defaults
+    assert {n: p.config for n, p in again.model.components.items()} == {
+        n: p.config for n, p in expected.model.components.items()
     }
     assert np.array_equal(latents(again), latents(expected))
     sdengine.convert(folders[name], small, weight_type="q8_0")
@@ -325,7 +325,7 @@ def test_lumina_from_parts(folders: dict[str, Path], tmp_path: Path) -> None:
             vae=folder / "vae",
             tokenizer=None if "comfy" in encoder else tmp_path / "tokenizer",
         )
-        assert pipe.plan.unused == ()
+        assert pipe.model.unused == ()
         found.append(latents(pipe))
     assert np.array_equal(found[0], found[1])
     assert relative_error(found[2], found[0]) <= 1e-4

@@ -160,8 +160,8 @@ def of_diffusers(folder: Path, pipeline: str, prompt: Any, negative: Any) -> np.
 def test_text_to_image(folders: dict[str, Path], name: str) -> None:
     expected = of_diffusers(folders[name], MODELS[name][1], PROMPT, NEGATIVE)
     pipe = sdengine.load(folders[name])
-    assert pipe.plan.family.name == f"pixart_{name[:5]}"
-    assert pipe.plan.latents.scale == (0.13025 if name == "sigma" else 0.18215)
+    assert pipe.model.family.name == f"pixart_{name[:5]}"
+    assert pipe.model.latents.scale == (0.13025 if name == "sigma" else 0.18215)
     found = pipe.generate(PROMPT, NEGATIVE, steps=4, seed=SEED, **SIZE)
     assert relative_error(found.latents, expected) <= 1e-3
     assert found.image.size == (64, 96)

@@ -68,16 +68,16 @@ def test_a_mask_is_folded_row_by_row() -> None:
 def test_kontext_is_told_by_its_pipeline_or_its_name(
     kontext: sdengine.Pipeline, dev: sdengine.Pipeline, flux_folder: Folders, tmp_path: Path
 ) -> None:
-    assert kontext.plan.task == "reference"
-    assert kontext.plan.title == "FLUX.1 Kontext"
-    assert kontext.plan.defaults.guidance == 2.5
-    assert dev.plan.task == "text"
+    assert kontext.model.task == "reference"
+    assert kontext.model.title == "FLUX.1 Kontext"
+    assert kontext.model.defaults.guidance == 2.5
+    assert dev.model.task == "text"
     named = tmp_path / "flux1-kontext-dev"
     shutil.copytree(flux_folder("FluxPipeline"), named)
-    assert sdengine.load(named).plan.task == "reference"
+    assert sdengine.load(named).model.task == "reference"
     written = tmp_path / "renamed.gguf"
     sdengine.convert(named, written, weight_type="f32")
-    assert sdengine.load(written).plan.task == "reference"
+    assert sdengine.load(written).model.task == "reference"
 
 
 def test_an_image_is_the_one_reference(kontext: sdengine.Pipeline, photo: Image.Image) -> None:

@@ -21,7 +21,7 @@ SIZE = {"width": 64, "height": 48}
 
 def sigmas(pipe: sdengine.Pipeline, **options: object) -> list[float]:
     run = pipe.start("a red circle", steps=4, seed=1, **SIZE, **options)
-    return list(plan_steps(pipe.plan, run.parameters).schedule.sigmas)
+    return list(plan_steps(pipe.model, run.parameters).schedule.sigmas)
 
 
 def shifted(shift: float) -> list[float]:
@@ -46,12 +46,12 @@ def test_a_recipe_s(flux_folder: Folders, tmp_path: Path) -> None:
     shutil.copytree(flux_folder("FluxPipeline"), folder)
     pipe = sdengine.load(folder)
     assert pipe.recipe is not None
-    assert pipe.plan.defaults.shift == pipe.recipe.shift == 1.0
+    assert pipe.model.defaults.shift == pipe.recipe.shift == 1.0
     np.testing.assert_allclose(sigmas(pipe), shifted(1.0), rtol=1e-5)
     np.testing.assert_allclose(sigmas(pipe, shift=2.0), shifted(2.0), rtol=1e-5)
     written = tmp_path / "other.gguf"
     sdengine.convert(folder, written, weight_type="f16")
-    assert sdengine.load(written).plan.defaults.shift == 1.0
+    assert sdengine.load(written).model.defaults.shift == 1.0
 
 
 def test_a_recipe_s_guidance_is_what_the_denoiser_is_told(
@@ -59,7 +59,7 @@ def test_a_recipe_s_guidance_is_what_the_denoiser_is_told(
 ) -> None:
     for name, guidance in (("flux1-kontext-dev", 2.5), ("flux1-dev", 3.5)):
         shutil.copytree(flux_folder("FluxPipeline"), tmp_path / name)
-        assert sdengine.load(tmp_path / name).plan.defaults.guidance == guidance
+        assert sdengine.load(tmp_path / name).model.defaults.guidance == guidance
 
 
 def test_bad_shifts(flux_folder: Folders, sd3_folder: Path) -> None:

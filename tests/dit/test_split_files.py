@@ -87,9 +87,9 @@ def described(path: Path, family: str, missing: tuple[str, ...] = ()) -> sdengin
 
 def latents(path: Path) -> np.ndarray:
     pipe = sdengine.load(path)
-    assert pipe.plan.unused == ()
+    assert pipe.model.unused == ()
     # A scheduler of a folder (PixArt's) may leave out a timestep, as diffusers' does; a single file has none.
-    schedule = None if pipe.plan.family.flow else "karras"
+    schedule = None if pipe.model.family.flow else "karras"
     return pipe.generate("a red circle", "blurry", schedule=schedule, **OPTIONS).latents
 
 

@@ -109,7 +109,7 @@ def test_encoded_prompts(pipe: sdengine.Pipeline) -> None:
 def test_predictions_of_a_batch(pipe: sdengine.Pipeline) -> None:
     cond = pipe.encode_prompt([PROMPT, "two"])
     rng = np.random.default_rng(0)
-    latents = rng.standard_normal((2, pipe.plan.latents.channels, 12, 8)).astype(np.float32)
+    latents = rng.standard_normal((2, pipe.model.latents.channels, 12, 8)).astype(np.float32)
     together = pipe.predict(latents, [900.0, 300.0], cond)
     for i, (prompt, t) in enumerate(((PROMPT, 900.0), ("two", 300.0))):
         alone = pipe.predict(latents[i : i + 1], t, pipe.encode_prompt(prompt))

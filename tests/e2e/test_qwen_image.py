@@ -34,11 +34,11 @@ def test_one_file_of_everything(editing: Path, tmp_path: Path) -> None:
     target = tmp_path / "model.gguf"
     sdengine.convert(editing, target, "f32")
     original, converted = sdengine.load(editing), sdengine.load(target)
-    assert converted.plan.title == "Qwen-Image-Edit-Plus"
-    assert converted.plan.unused == ()
+    assert converted.model.title == "Qwen-Image-Edit-Plus"
+    assert converted.model.unused == ()
     assert all(len(entry.shape) <= 4 for entry in open_index(target).tensors.values())
-    for name, part in original.plan.components.items():
-        assert dict(converted.plan.components[name].config) == dict(part.config), name
+    for name, part in original.model.components.items():
+        assert dict(converted.model.components[name].config) == dict(part.config), name
     options = {**RUN, "references": [PICTURE.resize((32, 32))], "resize_references": False}
     expected = original.generate(PROMPT, **options)
     found = converted.generate(PROMPT, **options)
@@ -69,7 +69,7 @@ def test_files_apart(folder: Path, tmp_path: Path) -> None:
     state = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
     save_file({n: t.contiguous() for n, t in vae_to_wan(state).items()}, vae)
     pipe = sdengine.load(model, vae=vae, text_encoders=folder / "text_encoder")
-    assert pipe.plan.unused == ()
+    assert pipe.model.unused == ()
     found = pipe.generate(PROMPT, **RUN)
     expected = sdengine.load(folder).generate(PROMPT, **RUN)
     # A scheduler config is the family's own figures.
@@ -115,7 +115,7 @@ def test_a_text_encoder_without_eyes(editing: Path, tmp_path: Path) -> None:
     for part in editing.iterdir():
         (folder / part.name).symlink_to(blind if part.name == "text_encoder" else part)
     pipe = sdengine.load(folder)
-    assert "vision_encoder" not in pipe.plan.components
+    assert "vision_encoder" not in pipe.model.components
     with pytest.raises(sdengine.WeightsError, match="without its vision_encoder: load the model"):
         pipe.generate(PROMPT, image=PICTURE, **RUN)
 

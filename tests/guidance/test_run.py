@@ -44,19 +44,14 @@ def test_prompts_of_different_lengths(model: Model) -> None:
     assert run.evaluations == 2 * STEPS
 
 
-def test_split_evaluates_branches_one_by_one(model: Model) -> None:
+def test_branches_are_evaluated_one_by_one(model: Model) -> None:
     guidance = Guidance(scale=4.0)
     whole = finish(model.start([POSITIVE, NEGATIVE], guidance))
     model.network.release()
-    model.network.run(  # the graph of one branch is all that a split run needs
-        {
-            "latents": noise(*SHAPE),
-            "timesteps": np.zeros(SHAPE[0], np.float32),
-            "context": context(0),
-        }
-    )
+    # The graph of one branch is all that such a run needs.
+    finish(model.start([POSITIVE], Guidance(scale=1.0)))
     built = model.network.graphs_built
-    parts = finish(model.start([POSITIVE, NEGATIVE], guidance, split=True))
+    parts = finish(model.start([POSITIVE, NEGATIVE], guidance, together=SHAPE[0]))
     assert model.network.graphs_built == built
     assert relative_error(parts, whole) <= 1e-5
 

@@ -61,9 +61,9 @@ def alone(
 
 
 @pytest.mark.parametrize("sampler", ["euler", "euler_a"])
-@pytest.mark.parametrize("split", [False, True])
-def test_a_batch_is_every_picture_alone(model: Model, sampler: str, split: bool) -> None:
-    settings = {"sampler": sampler, "split": split}
+@pytest.mark.parametrize("together", [0, 1, 2])
+def test_a_batch_is_every_picture_alone(model: Model, sampler: str, together: int) -> None:
+    settings = {"sampler": sampler, "together": together}
     run = three(model).start(branches(), GUIDANCE, seeds=SEEDS, **settings)
     found = finish(run)
     assert run.evaluations == 8  # two branches, four steps

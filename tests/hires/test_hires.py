@@ -316,7 +316,7 @@ def test_a1111_does_all_steps_of_its_second_pass(pipe: sdengine.Pipeline) -> Non
         run = finish(pipe.start(PROMPT, **options))
     assert run.next_pass().steps == 4
     second = hires.second_parameters(run.parameters)
-    assert plan_steps(pipe.plan, second).schedule.steps == 4
+    assert plan_steps(pipe.model, second).schedule.steps == 4
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 import sdengine
-from sdengine import TiledDiffusion, control, memory_check
+from sdengine import TiledDiffusion, control
 from sdengine.api import demo_pipeline
 from sdengine.errors import OutOfMemoryError, ParameterError
+from sdengine.memory import ground, scenes
 from tests.control.models import build_controlnet
 
 from .conftest import NEGATIVE, PROMPT, SEED, Folders, reference, relative_error
@@ -282,9 +283,8 @@ def test_overlapping_tiles_leave_no_seam(pipe: sdengine.Pipeline) -> None:
 
 def test_memory_is_that_of_one_tile(pipe: sdengine.Pipeline) -> None:
     def planned(**options: Any) -> int:
-        run = pipe.start(PROMPT, **options)
-        (_, branches), *_ = run._inputs.phases
-        return memory_check._step_bytes(pipe, run.parameters, [(1, branches)])
+        steps = next(stage for stage in pipe.plan(**options).stages if stage.name == "steps")
+        return sum(part.activations for part in steps.parts)
 
     small = planned(width=128, height=128)
     assert planned(width=1024, height=1024, tiled_diffusion=True) == small
@@ -294,20 +294,28 @@ def test_memory_is_that_of_one_tile(pipe: sdengine.Pipeline) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 4096, "height": 4096}, r"a step at 4096x4096 .* or tiled_diffusion=True"),
+        (
+            {"width": 6144, "height": 6144},
+            r"a step at 6144x6144 .* or tiled_diffusion=True",
+        ),
         ({"width": 8192, "height": 8192, "tiled_diffusion": True}, "decoding 8192x8192"),
         ({"width": 2048, "height": 2048, "tiled_diffusion": True, "tile": 0}, "use tile=64"),
-        ({"hires_width": 4096, "hires_height": 4096}, "a step at 4096x4096"),
+        (
+            {"hires_width": 6144, "hires_height": 6144},
+            "a step at 6144x6144",
+        ),
     ],
     ids=["step", "picture", "whole", "second pass"],
 )
 def test_too_large_a_picture_is_refused_before_the_first_step(
     pipe: sdengine.Pipeline, options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory_check, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(ground, "available_memory", lambda: 10**9)
+    if message.startswith("a step"):  # the finished picture takes as much, and is no part of it
+        monkeypatch.setattr(scenes, "picture_bytes", lambda *_: 0)
     with pytest.raises(OutOfMemoryError, match=message):
         pipe.start(PROMPT, **options)
-    monkeypatch.setattr(memory_check, "available_memory", lambda: 0)  # it does not tell
+    monkeypatch.setattr(ground, "available_memory", lambda: 0)  # it does not tell
     pipe.start(PROMPT, **options)
 
 

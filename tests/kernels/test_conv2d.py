@@ -70,6 +70,9 @@ CASES = {
     "image in": Case(9, 11, 3, 33),
     "image out": Case(12, 5, 40, 3),
     "latents": Case(8, 8, 4, 320),
+    "latents out": Case(19, 101, 43, 4, batch=2),
+    "two channels out, circular": Case(7, 5, 16, 2, circular=(True, True)),
+    "one channel out, stride 2": Case(9, 20, 33, 1, stride=2),
     "five channels": Case(6, 6, 5, 5, batch=4),
     "odd": Case(13, 11, 70, 45, batch=3),
     "several slices": Case(6, 5, 200, 50, batch=2),
@@ -126,6 +129,7 @@ def test_winograd_on_uneven_data(mean: float, isa: str, rng: np.random.Generator
         (Case(16, 16, 32, 32), "winograd"),
         (Case(4, 4, 32, 32), "direct"),
         (Case(16, 16, 4, 32), "direct"),
+        (Case(16, 16, 32, 2), "direct"),
         (Case(16, 16, 32, 32, stride=2), "direct"),
     ],
 )
@@ -179,6 +183,7 @@ THREADED = [
     Case(8, 8, 160, 96, batch=2),
     Case(40, 40, 24, 40),
     Case(16, 16, 64, 3),
+    Case(20, 50, 32, 2, batch=3),
     Case(9, 9, 512, 64, kernel=(1, 1), padding=(0, 0, 0, 0)),
 ]
 
@@ -240,12 +245,30 @@ def test_epilogue(
     isa: str,
     rng: np.random.Generator,
 ) -> None:
-    case = Case(5, 4, 70, 37, batch=3)
+    check_epilogue(37, activation, terms, method, isa, rng)
+
+
+@pytest.mark.parametrize("terms", [*itertools.product([False, True], repeat=3)])
+def test_epilogue_of_few_channels(
+    terms: tuple[bool, bool, bool], isa: str, rng: np.random.Generator
+) -> None:
+    check_epilogue(2, "silu", terms, "direct", isa, rng)
+
+
+def check_epilogue(
+    out_channels: int,
+    activation: str,
+    terms: tuple[bool, bool, bool],
+    method: str,
+    isa: str,
+    rng: np.random.Generator,
+) -> None:
+    case = Case(5, 4, 70, out_channels, batch=3)
     x, weight = case.data(rng)
     weight *= 0.1
     y = torch.from_numpy(case.expected(x, weight))
-    bias = rng.standard_normal(37, dtype=np.float32)
-    batch_bias = rng.standard_normal((3, 37), dtype=np.float32)
+    bias = rng.standard_normal(out_channels, dtype=np.float32)
+    batch_bias = rng.standard_normal((3, out_channels), dtype=np.float32)
     residual = rng.standard_normal(y.shape, dtype=np.float32)
     options: dict[str, Array] = {}
     if terms[0]:

@@ -55,25 +55,26 @@ def test_threads_change_nothing(
     assert all(np.array_equal(results[0], other) for other in results[1:])
 
 
-def test_terms(isa: str, rng: np.random.Generator) -> None:
-    x = rng.standard_normal((12, 33), dtype=np.float32)
+@pytest.mark.parametrize("rows", [6, 12])
+def test_terms(rows: int, isa: str, rng: np.random.Generator) -> None:
+    x = rng.standard_normal((rows, 33), dtype=np.float32)
     weight = rng.standard_normal((21, 33), dtype=np.float32)
     bias = rng.standard_normal(21, dtype=np.float32)
     batch_bias = rng.standard_normal((3, 21), dtype=np.float32)
-    residual = rng.standard_normal((12, 21), dtype=np.float32)
+    residual = rng.standard_normal((rows, 21), dtype=np.float32)
     found = kernels.linear(
         shifted(x),
         shifted(weight),
         "f32",
         21,
         isa=isa,
-        rows_per_batch=4,
+        rows_per_batch=rows // 3,
         bias=shifted(bias),
         batch_bias=shifted(batch_bias),
         residual=shifted(residual),
         activation="silu",
     )
-    sums = x.astype(np.float64) @ weight.T + bias + np.repeat(batch_bias, 4, axis=0)
+    sums = x.astype(np.float64) @ weight.T + bias + np.repeat(batch_bias, rows // 3, axis=0)
     assert relative_error(found, sums / (1 + np.exp(-sums)) + residual) <= DIRECT
 
 
@@ -96,9 +97,10 @@ def test_gate(residual: bool, isa: str, rng: np.random.Generator) -> None:
     assert relative_error(found, expected) <= 1e-7
 
 
-def test_rounding_does_not_grow_with_the_sum(isa: str, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("rows", [2, 8])
+def test_rounding_does_not_grow_with_the_sum(rows: int, isa: str, rng: np.random.Generator) -> None:
     """16384 terms: added up in one chain they would be wrong by some 2e-6."""
-    x = rng.standard_normal((8, 16384), dtype=np.float32)
+    x = rng.standard_normal((rows, 16384), dtype=np.float32)
     weight = rng.standard_normal((16, 16384), dtype=np.float32)
     expected = x.astype(np.float64) @ weight.astype(np.float64).T
     found = kernels.linear(x, weight, "f32", 16, isa=isa)

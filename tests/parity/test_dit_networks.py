@@ -129,7 +129,9 @@ FLUX_VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("size", [(1, 8, 8), (2, 6, 10)], ids=["square", "batch"])
+@pytest.mark.parametrize(
+    "size", [(1, 8, 8), (2, 6, 10), (2, 46, 48)], ids=["square", "batch", "tokens in groups"]
+)
 @pytest.mark.parametrize("variant", FLUX_VARIANTS)
 def test_flux(variant: str, size: tuple[int, int, int], tmp_path: Path) -> None:
     config = FLUX_VARIANTS[variant]

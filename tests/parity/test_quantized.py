@@ -51,7 +51,7 @@ def test_unet(wide_folder: Path, tmp_path: Path, weight_type: str) -> None:
     # Without the default rules: every tensor that can have the type gets it, convolutions too.
     sdengine.convert(wide_folder, path, weight_type=weight_type, rules=[f"*={weight_type}"])
     pipe = sdengine.load(path)
-    plan = pipe.plan.components["unet"]
+    plan = pipe.model.components["unet"]
     used = {binding.entry.dtype for binding in plan.bindings if len(binding.entry.shape) > 1}
     assert weight_type in used
 

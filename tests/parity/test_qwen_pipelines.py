@@ -166,10 +166,10 @@ class Processor:
 
 def in_small(pipe: sdengine.Pipeline, seen: int) -> sdengine.Pipeline:
     """The pipeline with smaller pictures to look at."""
-    family = pipe.plan.family
+    family = pipe.model.family
     assert family.references is not None
     family = replace(family, references=replace(family.references, area=AREA))
-    pipe.plan = replace(pipe.plan, family=family)
+    pipe.model = replace(pipe.model, family=family)
     encoder = pipe.text_encoders.encoders[0]
     encoder.use = replace(encoder.use, sight=replace(encoder.use.sight, area=seen))
     return pipe
@@ -209,7 +209,7 @@ def test_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder, "QwenImageEditPipeline", picture, negative_prompt=NEGATIVE, true_cfg_scale=4.0
     )
     pipe = sdengine.load(folder)
-    assert pipe.plan.title == "Qwen-Image-Edit"
+    assert pipe.model.title == "Qwen-Image-Edit"
     pipe = in_small(pipe, AREA)
     found = pipe.generate(PROMPT, NEGATIVE, image=picture, steps=4, seed=SEED, **SIZE)
     assert relative_error(found.latents, expected) <= LIMIT
@@ -227,7 +227,7 @@ def test_edit_plus(still: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         folder, "QwenImageEditPlusPipeline", pictures, negative_prompt=" ", true_cfg_scale=4.0
     )
     pipe = sdengine.load(folder)
-    assert pipe.plan.title == "Qwen-Image-Edit-Plus"
+    assert pipe.model.title == "Qwen-Image-Edit-Plus"
     pipe = in_small(pipe, SMALL_AREA)
     found = pipe.generate(PROMPT, references=pictures, steps=4, seed=SEED, **SIZE)
     assert relative_error(found.latents, expected) <= LIMIT

@@ -208,6 +208,6 @@ def test_pictures_among_words(folder: Path, tmp_path: Path) -> None:
     files = written_apart(tmp_path)
     for apart in (files, list(files.values()), list(files.values())[::-1]):
         again = sdengine.load(folder, text_encoders=apart)
-        assert again.plan.components["vision_encoder"].path == files["vision_encoder"]
+        assert again.model.components["vision_encoder"].path == files["vision_encoder"]
         again_found = again.encode_prompt(PROMPT, references=pictures)
         np.testing.assert_allclose(again_found.context, found.context, rtol=0, atol=1e-5)

@@ -141,6 +141,18 @@ def test_unets(folders: Folders, name: str) -> None:
         assert relative_error(found, reference(unet, inputs)) <= LIMIT
 
 
+def test_tokens_that_go_through_in_groups(folders: Folders) -> None:
+    """1,092 tokens of three pictures are three groups of a feed-forward network, across the pictures."""
+    network = Network(folders["sd1"], "unet")
+    unet = UNet2DConditionModel.from_pretrained(folders["sd1"] / "unet").eval()
+    inputs = conditions("sd1", 3, 14, 26)
+    found = network(inputs)["prediction"]
+    assert relative_error(found, reference(unet, inputs)) <= LIMIT
+    for picture in range(3):
+        alone = network({key: array[picture : picture + 1] for key, array in inputs.items()})
+        assert np.array_equal(alone["prediction"][0], found[picture])
+
+
 # ------------------------------ text encoders
 ENCODERS = [(n, e) for n in ("sd1", "sd2", "sdxl", "refiner") for e in TINY[n].encoders]
 

@@ -22,7 +22,7 @@ ROUNDING = 1e-4
 def levels_of(schedule: str) -> np.ndarray:
     """The 20 steps of the demo model."""
     pipe = demo_pipeline()
-    steps = plan_steps(pipe.plan, pipe.start("", steps=20, schedule=schedule).parameters)
+    steps = plan_steps(pipe.model, pipe.start("", steps=20, schedule=schedule).parameters)
     return np.asarray(steps.schedule.sigmas, np.float32)
 
 

@@ -5,6 +5,10 @@
 SDE_INLINE float half_to_float(uint16_t h) {
 #if defined(__F16C__)
     return _cvtsh_ss(h);
+#elif defined(__aarch64__)
+    __fp16 half;
+    __builtin_memcpy(&half, &h, 2);
+    return half;
 #else
     return ggml_fp16_to_fp32(h);
 #endif
@@ -80,6 +84,17 @@ struct Block32 {
         }
         scale_values(low, kZero, scale, minimum, out);
         scale_values(high, kZero, scale, minimum, out + 16);
+    }
+};
+
+// Scale, 32 signed bytes.
+struct Q8_0 {
+    static constexpr int kBytes = 34, kValues = 32;
+
+    SDE_INLINE static void unpack(const uint8_t* block, float* out) {
+        const float scale = half_at(block);
+        scale_values(bytes_at(block + 2) ^ 128, 128, scale, 0, out);
+        scale_values(bytes_at(block + 18) ^ 128, 128, scale, 0, out + 16);
     }
 };
 
@@ -202,6 +217,8 @@ void dequantize_blocks(ggml_type type, const uint8_t* data, int64_t blocks, floa
             return unpack_blocks<Block32<true, false>>(data, blocks, out);
         case GGML_TYPE_Q5_1:
             return unpack_blocks<Block32<true, true>>(data, blocks, out);
+        case GGML_TYPE_Q8_0:
+            return unpack_blocks<Q8_0>(data, blocks, out);
         case GGML_TYPE_Q2_K:
             return unpack_blocks<Q2_K>(data, blocks, out);
         case GGML_TYPE_Q3_K:

@@ -8,7 +8,8 @@ constexpr int kTileRows = 12, kPanelVectors = 2;  // 24 + 2 + 1 of 32
 #elif SDE_LANES == 8
 constexpr int kTileRows = 6, kPanelVectors = 2;  // 12 + 2 + 1 of 16
 #elif defined(__aarch64__)
-constexpr int kTileRows = 6, kPanelVectors = 4;  // 24 + 4 + 1 of 32
+// 20 + 4 + 5 of 32: the compiler fetches all broadcast values of a step at once.
+constexpr int kTileRows = 5, kPanelVectors = 4;
 #else
 constexpr int kTileRows = 6, kPanelVectors = 2;  // 12 + 2 + 1 and a product, of 16
 #endif

@@ -94,9 +94,14 @@ SDE_INLINE void finish_vector(const Product& p, Vec value, int64_t at, int64_t c
 void finish_tile(const Product& p, const float* tile, int64_t width, int64_t pixel, int64_t rows,
                  int64_t channel, bool first, bool last) {
     const int64_t channels = min_of(width, p.out_channels() - channel);
+    int64_t batch = pixel / p.pixels_per_batch;
+    int64_t next_batch = (batch + 1) * p.pixels_per_batch;
     for (int64_t i = 0; i < rows; ++i) {
         const int64_t at = (pixel + i) * p.out_channels() + channel;
-        const int64_t batch = (pixel + i) / p.pixels_per_batch;
+        if (pixel + i == next_batch) {
+            ++batch;
+            next_batch += p.pixels_per_batch;
+        }
         for_vectors(channels, [&](int64_t c, int64_t n) {
             finish_vector(p, load(tile + i * width + c), at + c, channel + c, batch, n, first,
                           last);
@@ -126,6 +131,16 @@ struct ProductItem {
         }
     }
 
+    // Fetches what a tile will be written to while it is computed.
+    void expect_tile(int64_t pixel, int64_t rows, int64_t channel, int64_t width) const {
+        constexpr int64_t kLine = 16;
+        const int64_t channels = min_of(width, p.out_channels() - channel);
+        for (int64_t i = 0; i < rows; ++i) {
+            const float* to = p.output + (pixel + i) * p.out_channels() + channel;
+            for (int64_t c = 0; c < channels; c += kLine) __builtin_prefetch(to + c, 1);
+        }
+    }
+
     void multiply(int64_t channel, int64_t channels) const {
         const bool first = channel == 0, last = channel + channels == p.channels;
         const int64_t tiles = ceil_div(end - begin, kTileRows);
@@ -140,6 +155,7 @@ struct ProductItem {
                 if (t + 1 < tiles)
                     source.prefetch(pixel + rows, rows, channel + part_begin(channels, parts, part),
                                     channel + part_begin(channels, parts, part + 1));
+                expect_tile(pixel, rows, panel * kPanelWidth, width);
                 tile_product_for(rows, width)(s.pointers, p.taps, channels, packed(panel), s.tile,
                                               width, false);
                 finish_tile(p, s.tile, width, pixel, rows, panel * kPanelWidth, first, last);

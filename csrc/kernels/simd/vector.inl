@@ -73,12 +73,34 @@ SDE_INLINE Vec from_bits(IntVec v) {
     return reinterpret_cast<Vec>(v);
 }
 
-// Where either is a NaN, the result is b.
+// Where b is a NaN, the result is one. Written as comparisons, these become two instructions each.
 SDE_INLINE Vec min_of(Vec a, Vec b) {
+#if SDE_LANES == 16
+    return reinterpret_cast<Vec>(
+        _mm512_maskz_min_ps(0xffff, reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#elif SDE_LANES == 8
+    return reinterpret_cast<Vec>(
+        _mm256_min_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+#elif defined(__aarch64__)
+    return reinterpret_cast<Vec>(
+        vminq_f32(reinterpret_cast<float32x4_t>(a), reinterpret_cast<float32x4_t>(b)));
+#else
     return a < b ? a : b;
+#endif
 }
 SDE_INLINE Vec max_of(Vec a, Vec b) {
+#if SDE_LANES == 16
+    return reinterpret_cast<Vec>(
+        _mm512_maskz_max_ps(0xffff, reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#elif SDE_LANES == 8
+    return reinterpret_cast<Vec>(
+        _mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+#elif defined(__aarch64__)
+    return reinterpret_cast<Vec>(
+        vmaxq_f32(reinterpret_cast<float32x4_t>(a), reinterpret_cast<float32x4_t>(b)));
+#else
     return a > b ? a : b;
+#endif
 }
 SDE_INLINE Vec abs_of(Vec a) {
     return from_bits(bits_of(a) & 0x7fffffff);

@@ -157,7 +157,7 @@ bool suits_winograd(const Conv2d& op, const Product& p, const WinogradPlan& plan
     if (op.kernel_h != 3 || op.kernel_w != 3 || op.stride != 1 || op.method == ConvMethod::Direct)
         return false;
     return op.method == ConvMethod::Winograd ||
-           (p.channels >= 16 && 9 * p.pixels > 44 * plan.tiles + 120);
+           (!has_few_channels(p) && p.channels >= 16 && 9 * p.pixels > 44 * plan.tiles + 120);
 }
 
 void run_winograd(const Conv2d& op, const Product& p, const WinogradPlan& plan, int64_t out_height,

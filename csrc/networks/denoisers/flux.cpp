@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "networks/denoisers/block_residuals.h"
 #include "networks/layer_variants.h"
+#include "nn/feed_forward.h"
 
 namespace sde::networks {
 namespace {
@@ -29,8 +30,8 @@ nn::Tensor FluxBody::SingleBlock::operator()(const nn::Tensor& x, const nn::Tens
     const nn::Tensor attended = nn::attention(nn::join_heads({heads_.q(h, rotary)}, head_dim_),
                                               nn::join_heads({heads_.k(h, rotary)}, head_dim_),
                                               heads_.v(h), {.heads = width_ / head_dim_});
-    const nn::Tensor inner = proj_mlp_(h, {.activation = nn::Activation::GeluTanh});
-    return proj_out_(nn::concat_last(attended, inner), {.residual = x, .gate = chunk(2)});
+    return nn::feed_forward(proj_mlp_, proj_out_, h, nn::Middle::GeluTanh,
+                            {.residual = x, .gate = chunk(2)}, attended);
 }
 
 FluxBody::FluxBody(const nn::Scope& scope, const Config& config, const std::string& owner)
@@ -110,18 +111,23 @@ void Flux::forward(Graph& graph, const InputShapes& shapes, const Options& optio
     };
     LayerVariants variants(graph, shapes, options, layers_.size(), {});
     const BlockResiduals control = residuals("control_", body_.blocks().size());
-    for (size_t i = 0; i < body_.blocks().size(); ++i) {
+    FirstBlock first(graph, shapes, options, 0, sequence.patches);
+    const nn::Tensor before = x.image;
+    for (size_t i = 0; i < body_.blocks().size() && !first.skips(i); ++i) {
         if (!variants.next().skip) x = body_.blocks()[i](x, conditioning, {table, sequence.text});
+        if (i == 0) first.cut(before, {&x.image, &x.context});
         x.image = control.added(x.image, i, 0);
     }
+    if (first.is_first()) return;
     nn::Tensor all = nn::concat_tokens({x.context, x.image});
     const BlockResiduals single = residuals("control_single_", body_.single_blocks().size());
-    for (size_t i = 0; i < body_.single_blocks().size(); ++i) {
+    const size_t doubles = body_.blocks().size();
+    for (size_t i = 0; i < body_.single_blocks().size() && !first.skips(doubles + i); ++i) {
         if (!variants.next().skip) all = body_.single_blocks()[i](all, conditioning, {table, 0});
         all = single.added(all, i, sequence.text);
     }
     const Shape& latents = required(shapes, "latents", 4);
-    const nn::Tensor image = nn::slice_tokens(all, sequence.text, sequence.patches);
+    const nn::Tensor image = first.finished(nn::slice_tokens(all, sequence.text, sequence.patches));
     nn::output("prediction", nn::unpatchify(output_(image, conditioning), latents[2], latents[3],
                                             FluxBody::kPatch, nn::PatchOrder::ChannelYX));
 }

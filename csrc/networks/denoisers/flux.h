@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "networks/denoisers/first_block.h"
 #include "networks/denoisers/joint.h"
 
 namespace sde::networks {
@@ -72,9 +73,12 @@ class Flux : public Network {
     // in_channels, any height, any width], and what control networks leave, `control_0_of_n`, ...
     // and `control_single_0_of_n`, ... (networks/denoisers/block_residuals.h). Output:
     // `prediction` [N, out_channels, H, W]. Blocks can be left out for guidance
-    // (networks/layer_variants.h).
+    // (networks/layer_variants.h), and the first one run alone (networks/denoisers/first_block.h).
     void forward(Graph& graph, const InputShapes& shapes, const Options& options) const override;
     GuidanceSupport guidance_support() const override { return {layers_, true}; }
+    Reuse reuse() const override {
+        return body_.blocks().empty() ? Reuse::None : FirstBlock::offered(layers_.size());
+    }
 
   private:
     FluxBody body_;

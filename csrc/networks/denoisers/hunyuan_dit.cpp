@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "networks/layer_variants.h"
+#include "nn/feed_forward.h"
 
 namespace sde::networks {
 namespace {
@@ -114,7 +115,7 @@ nn::Tensor HunyuanDiT::Block::operator()(const nn::Tensor& x, const nn::Tensor& 
     nn::Tensor h = skip_ ? skip_->linear(skip_->norm(nn::concat_last(x, skip))) : x;
     h = attn1_(norm1_(h, shift_(given.conditioning)), {}, given.rotary, h);
     h = attn2_(norm2_(h), given.context, given.rotary, h);
-    return ff_out_(ff_in_(norm3_(h), {.activation = nn::Activation::GeluTanh}), {.residual = h});
+    return nn::feed_forward(ff_in_, ff_out_, norm3_(h), nn::Middle::GeluTanh, {.residual = h});
 }
 
 HunyuanDiT::AttentionPool::AttentionPool(const nn::Scope& scope, const Config& config)
@@ -217,16 +218,21 @@ void HunyuanDiT::forward(Graph& graph, const InputShapes& shapes, const Options&
     std::vector<nn::Tensor> skips;
     LayerVariants variants(graph, shapes, options, blocks_.size(), {});
     const size_t half = blocks_.size() / 2;
-    for (size_t i = 0; i < blocks_.size(); ++i) {
+    FirstBlock first(graph, shapes, options, 0, x.size(1));
+    const nn::Tensor before = x;
+    for (size_t i = 0; i < blocks_.size() && !first.skips(i); ++i) {
         nn::Tensor skip;
         if (i > half) {
             skip = skips.back();
             skips.pop_back();
         }
         if (!variants.next().skip) x = blocks_[i](x, skip, given);
+        if (i == 0) first.cut(before, {&x});
         if (i + 1 < half) skips.push_back(x);
     }
 
+    if (first.is_first()) return;
+    x = first.finished(x);
     const nn::Tensor prediction = nn::unpatchify(output_(x, given.conditioning), latents[2],
                                                  latents[3], kPatch, nn::PatchOrder::YXChannel);
     nn::output("prediction", first_channels(prediction, in_channels_));

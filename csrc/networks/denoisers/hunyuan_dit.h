@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "networks/denoisers/first_block.h"
 #include "networks/denoisers/joint.h"
 
 namespace sde::networks {
@@ -21,9 +22,11 @@ class HunyuanDiT : public Network {
     // 1 for a token of the text and 0 for padding. With styles also `sizes` [N, 6], in pixels:
     // height and width of the training picture, of this one, and where it was cropped, top and
     // left. Output: `prediction` [N, in_channels, H, W], without the variances that are predicted
-    // too. Blocks can be left out for guidance (networks/layer_variants.h).
+    // too. Blocks can be left out for guidance (networks/layer_variants.h), and the first one run
+    // alone (networks/denoisers/first_block.h).
     void forward(Graph& graph, const InputShapes& shapes, const Options& options) const override;
     GuidanceSupport guidance_support() const override { return {layer_names_, true}; }
+    Reuse reuse() const override { return FirstBlock::offered(blocks_.size()); }
 
   private:
     // What every block reads.

@@ -1,6 +1,7 @@
 #include "networks/denoisers/joint.h"
 
 #include "base/error.h"
+#include "nn/feed_forward.h"
 
 namespace sde::networks {
 namespace {
@@ -116,7 +117,7 @@ JointBlock::FeedForward::FeedForward(const nn::Scope& scope, int64_t width)
 
 nn::Tensor JointBlock::FeedForward::operator()(const nn::Tensor& x,
                                                const nn::Epilogue& epilogue) const {
-    return out_(in_(x, {.activation = nn::Activation::GeluTanh}), epilogue);
+    return nn::feed_forward(in_, out_, x, nn::Middle::GeluTanh, epilogue);
 }
 
 JointBlock::Stream::Stream(const nn::Scope& scope, const std::string& suffix, int64_t chunks,

@@ -127,10 +127,15 @@ void Lumina2::forward(Graph& graph, const InputShapes& shapes, const Options& op
         picture = block(picture, conditioning, {table, text[1]});
     nn::Tensor all = nn::concat_tokens({context, picture});
     LayerVariants variants(graph, shapes, options, layers_.size(), {});
-    for (const Block& block : layers_)
-        if (!variants.next().skip) all = block(all, conditioning, {table, 0});
+    FirstBlock first(graph, shapes, options, text[1], rows * columns);
+    const nn::Tensor before = all;
+    for (size_t i = 0; i < layers_.size() && !first.skips(i); ++i) {
+        if (!variants.next().skip) all = layers_[i](all, conditioning, {table, 0});
+        if (i == 0) first.cut(before, {&all});
+    }
+    if (first.is_first()) return;
 
-    picture = nn::slice_tokens(all, text[1], rows * columns);
+    picture = first.finished(nn::slice_tokens(all, text[1], rows * columns));
     const nn::Tensor scale = scale_(conditioning);
     picture = nn::modulated_norm(picture, scale, nn::scale(scale, 0.0f), kOutputEps);
     // It predicts the way to the picture; the flow is the way to the noise.

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "networks/denoisers/embedders.h"
-#include "networks/network.h"
+#include "networks/denoisers/first_block.h"
 #include "nn/dit.h"
 
 namespace sde::networks {
@@ -19,9 +19,11 @@ class Lumina2 : public Network {
     // Inputs: `latents` [N, in_channels, H, W] (multiples of 2), `timesteps` [N] from 0 to 1000,
     // that is 1000 sigma, and `context` [N, tokens, context_width] without padding. Output:
     // `prediction` [N, out_channels, H, W], the flow from clean latents to noise.
-    // Layers can be left out for guidance (networks/layer_variants.h).
+    // Layers can be left out for guidance (networks/layer_variants.h), and the first one run alone
+    // (networks/denoisers/first_block.h).
     void forward(Graph& graph, const InputShapes& shapes, const Options& options) const override;
     GuidanceSupport guidance_support() const override { return {layer_names_, true}; }
+    Reuse reuse() const override { return FirstBlock::offered(layers_.size()); }
 
   private:
     class Block {

@@ -89,13 +89,18 @@ void MMDiT::forward(Graph& graph, const InputShapes& shapes, const Options& opti
     LayerVariants variants(graph, shapes, options, count, {});
     const BlockResiduals control(graph, shapes, "control_", count, BlockResiduals::Spread::Even,
                                  x.image.shape());
-    for (size_t i = 0; i < count; ++i) {
+    FirstBlock first(graph, shapes, options, 0, x.image.size(1));
+    const nn::Tensor before = x.image;
+    for (size_t i = 0; i < count && !first.skips(i); ++i) {
         if (!variants.next().skip) x = body_.blocks()[i](x, conditioning, {});
+        if (i == 0) first.cut(before, {&x.image, &x.context});
         // Nothing is added where the context ends: so the control networks were trained.
         if (i + 1 < count) x.image = control.added(x.image, i, 0);
     }
-    nn::output("prediction", nn::unpatchify(output_(x.image, conditioning), latents[2], latents[3],
-                                            body_.patch(), nn::PatchOrder::YXChannel));
+    if (first.is_first()) return;
+    nn::output("prediction",
+               nn::unpatchify(output_(first.finished(x.image), conditioning), latents[2],
+                              latents[3], body_.patch(), nn::PatchOrder::YXChannel));
 }
 
 }  // namespace sde::networks

@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "networks/denoisers/first_block.h"
 #include "networks/denoisers/joint.h"
 
 namespace sde::networks {
@@ -51,9 +52,10 @@ class MMDiT : public Network {
     // 1000, `context` [N, tokens, context_width], `pooled` [N, pooled_width], and what control
     // networks leave, `control_0_of_n`, ... (networks/denoisers/block_residuals.h). Output:
     // `prediction` [N, out_channels, H, W]. Blocks can be left out for guidance
-    // (networks/layer_variants.h).
+    // (networks/layer_variants.h), and the first one run alone (networks/denoisers/first_block.h).
     void forward(Graph& graph, const InputShapes& shapes, const Options& options) const override;
     GuidanceSupport guidance_support() const override { return {layers_, true}; }
+    Reuse reuse() const override { return FirstBlock::offered(layers_.size()); }
 
   private:
     MMDiTBody body_;

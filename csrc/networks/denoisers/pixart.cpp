@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "networks/denoisers/joint.h"
 #include "networks/layer_variants.h"
+#include "nn/feed_forward.h"
 
 namespace sde::networks {
 namespace {
@@ -59,8 +60,8 @@ nn::Tensor PixArt::Block::operator()(const nn::Tensor& x, const nn::Tensor& cont
     const nn::Tensor first = normed(x, 0);
     nn::Tensor h = attn1_(first, first, {.residual = x, .gate = chunk(kGate)});
     h = attn2_(h, context, {.residual = h});
-    const nn::Tensor inner = ff_in_(normed(h, kForward), {.activation = nn::Activation::GeluTanh});
-    return ff_out_(inner, {.residual = h, .gate = chunk(kForward + kGate)});
+    return nn::feed_forward(ff_in_, ff_out_, normed(h, kForward), nn::Middle::GeluTanh,
+                            {.residual = h, .gate = chunk(kForward + kGate)});
 }
 
 PixArt::PixArt(const nn::Scope& scope, const Config& config)
@@ -121,8 +122,14 @@ void PixArt::forward(Graph& graph, const InputShapes& shapes, const Options& opt
     nn::Tensor x = nn::add_broadcast(nn::tokens(proj_(nn::input(graph, "latents", latents))),
                                      nn::sincos_constant(graph, rows, columns, width_, span_));
     LayerVariants variants(graph, shapes, options, blocks_.size(), {});
-    for (const Block& block : blocks_)
-        if (!variants.next().skip) x = block(x, context, modulation);
+    FirstBlock first(graph, shapes, options, 0, x.size(1));
+    const nn::Tensor before = x;
+    for (size_t i = 0; i < blocks_.size() && !first.skips(i); ++i) {
+        if (!variants.next().skip) x = blocks_[i](x, context, modulation);
+        if (i == 0) first.cut(before, {&x});
+    }
+    if (first.is_first()) return;
+    x = first.finished(x);
 
     const nn::Tensor table =
         nn::reshape(table_(graph, batch), Shape{batch, kOutputChunks * width_});

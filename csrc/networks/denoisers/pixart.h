@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "networks/denoisers/embedders.h"
-#include "networks/network.h"
+#include "networks/denoisers/first_block.h"
 #include "nn/dit.h"
 
 namespace sde::networks {
@@ -20,9 +20,11 @@ class PixArt : public Network {
     // tokens, context_width] without padding. A network with micro-conditions is told the
     // picture's size and shape, which follow from the latents'. Output: `prediction` [N,
     // in_channels, H, W], without the variances that it predicts too.
-    // Blocks can be left out for guidance (networks/layer_variants.h).
+    // Blocks can be left out for guidance (networks/layer_variants.h), and the first one run alone
+    // (networks/denoisers/first_block.h).
     void forward(Graph& graph, const InputShapes& shapes, const Options& options) const override;
     GuidanceSupport guidance_support() const override { return {layer_names_, true}; }
+    Reuse reuse() const override { return FirstBlock::offered(blocks_.size()); }
 
   private:
     class Attention {

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "networks/layer_variants.h"
+#include "nn/feed_forward.h"
 
 namespace sde::networks {
 namespace {
@@ -42,9 +43,8 @@ nn::Tensor QwenImage::Stream::normed(const nn::Tensor& x, const nn::Tensor& modu
 nn::Tensor QwenImage::Stream::finish(const nn::Tensor& x, const nn::Tensor& attended,
                                      const nn::Tensor& modulation) const {
     const nn::Tensor h = out_(attended, {.residual = x, .gate = chunk(modulation, kGate)});
-    const nn::Tensor inner =
-        inner_(normed(h, modulation, 1), {.activation = nn::Activation::GeluTanh});
-    return outer_(inner, {.residual = h, .gate = chunk(modulation, kChunks + kGate)});
+    return nn::feed_forward(inner_, outer_, normed(h, modulation, 1), nn::Middle::GeluTanh,
+                            {.residual = h, .gate = chunk(modulation, kChunks + kGate)});
 }
 
 QwenImage::Block::Block(const nn::Scope& scope, int64_t width, int64_t head_dim)
@@ -157,12 +157,19 @@ void QwenImage::forward(Graph& graph, const InputShapes& shapes, const Options& 
     const Shape& latents = required(shapes, "latents", 4);
     Parts parts = embed(graph, shapes, latents[0]);
     LayerVariants variants(graph, shapes, options, blocks_.size(), {});
-    for (const Block& block : blocks_)
-        if (!variants.next().skip) parts = block(parts);
-    const Part& picture = parts[1];
-    nn::output("prediction",
-               nn::unpatchify(output_(picture.tokens, picture.conditioning), latents[2], latents[3],
-                              kPatch, nn::PatchOrder::ChannelYX));
+    FirstBlock first(graph, shapes, options, 0, parts[1].tokens.size(1));
+    const nn::Tensor before = parts[1].tokens;
+    for (size_t i = 0; i < blocks_.size() && !first.skips(i); ++i) {
+        if (!variants.next().skip) parts = blocks_[i](parts);
+        if (i > 0) continue;
+        std::vector<nn::Tensor*> streams{&parts[1].tokens, &parts[0].tokens};
+        if (parts.size() > 2) streams.push_back(&parts[2].tokens);
+        first.cut(before, streams);
+    }
+    if (first.is_first()) return;
+    const nn::Tensor picture = first.finished(parts[1].tokens);
+    nn::output("prediction", nn::unpatchify(output_(picture, parts[1].conditioning), latents[2],
+                                            latents[3], kPatch, nn::PatchOrder::ChannelYX));
 }
 
 }  // namespace sde::networks

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "networks/denoisers/first_block.h"
 #include "networks/denoisers/joint.h"
 
 namespace sde::networks {
@@ -18,9 +19,10 @@ class QwenImage : public Network {
     // `context` [N, tokens, context_width], and for editing clean latents to look at: `reference`,
     // `reference_1`, `reference_2`, ... [N, in_channels, any height, any width]. Output:
     // `prediction` [N, out_channels, H, W]. Blocks can be left out for guidance
-    // (networks/layer_variants.h).
+    // (networks/layer_variants.h), and the first one run alone (networks/denoisers/first_block.h).
     void forward(Graph& graph, const InputShapes& shapes, const Options& options) const override;
     GuidanceSupport guidance_support() const override { return {layers_, true}; }
+    Reuse reuse() const override { return FirstBlock::offered(layers_.size()); }
 
   private:
     // Tokens that are modulated alike, and the vector that they are modulated by.

@@ -49,6 +49,7 @@ UNet::UNet(const nn::Scope& scope, const Config& config)
         const int64_t resnets = config["layers_per_block"][depth].integer() + 1;
         UNetLevel& level = up_.emplace_back();
         for (int j = 0; j < resnets; ++j) {
+            features_width_ = width;
             level.resnets.push_back(
                 build.resnet(at / "resnets" / j, width + skips.back(), build.channels[depth]));
             skips.pop_back();
@@ -82,26 +83,61 @@ void UNet::forward(Graph& graph, const InputShapes& shapes, const Options& optio
     if (shapes.count("image_keys"))
         variants.set_image_prompt(picture_tokens(graph, shapes, "image_keys"),
                                   picture_tokens(graph, shapes, "image_values"));
-    const nn::Tensor time = encoder_.time(graph, shapes);
+    const Given given{context, encoder_.time(graph, shapes)};
 
-    std::vector<nn::Tensor> skips = encoder_.down(
-        start, context, time, variants, adapter_features(graph, shapes, encoder_.levels()));
-    nn::Tensor x = encoder_.middle(skips.back(), context, time, variants);
-    x = with_residual(x, shapes, "adapter_mid");
-    x = with_residual(x, shapes, "control_mid");
-    for (size_t i = 0; i < skips.size(); ++i)
-        skips[i] = with_residual(skips[i], shapes, "control_" + std::to_string(i));
+    const Part which = part(options, reuse());
+    std::vector<nn::Tensor> skips{start};
+    nn::Tensor x;
+    if (which == Part::Shallow) {
+        x = features(graph, shapes, start);
+        skips[0] = with_residual(start, shapes, "control_0");
+        // The last of all layers, if it is one that guidance knows.
+        variants.advance(attentions_.size() - (up_.back().attentions.back() ? 1 : 0));
+    } else {
+        skips = encoder_.down(start, context, given.time, variants,
+                              adapter_features(graph, shapes, encoder_.levels()));
+        x = encoder_.middle(skips.back(), context, given.time, variants);
+        x = with_residual(x, shapes, "adapter_mid");
+        x = with_residual(x, shapes, "control_mid");
+        for (size_t i = 0; i < skips.size(); ++i)
+            skips[i] = with_residual(skips[i], shapes, "control_" + std::to_string(i));
+        x = climb(given, x, skips, variants);
+    }
+    if (which == Part::Keeping) nn::output("features", nn::tokens(x));
+    x = last(given, x, skips.front(), variants);
+    nn::output("prediction", conv_out_(conv_norm_out_.then_silu(x)));
+}
+
+nn::Tensor UNet::features(Graph& graph, const InputShapes& shapes, const nn::Tensor& start) const {
+    const int64_t height = start.size(2), width = start.size(3);
+    const Shape expected{start.size(0), height * width, features_width_};
+    const Shape& shape = required(shapes, "features", 3);
+    if (!(shape == expected))
+        throw Error(ErrorKind::Parameter, "the input 'features' has shape " + shape.text() +
+                                              ", expected " + expected.text());
+    return nn::feature_map(nn::input(graph, "features", shape), height, width);
+}
+
+nn::Tensor UNet::climb(const Given& given, nn::Tensor x, std::vector<nn::Tensor>& skips,
+                       LayerVariants& variants) const {
     for (const UNetLevel& level : up_) {
-        for (size_t j = 0; j < level.resnets.size(); ++j) {
-            x = level.resnets[j](nn::concat_channels(x, skips.back()), time);
+        for (size_t j = 0; j < level.resnets.size() && skips.size() > 1; ++j) {
+            x = level.resnets[j](nn::concat_channels(x, skips.back()), given.time);
             skips.pop_back();
-            if (level.attentions[j]) x = (*level.attentions[j])(x, context, variants.next());
+            if (level.attentions[j]) x = (*level.attentions[j])(x, given.context, variants.next());
         }
         // Back to the size of the way down, which is not always twice: halving rounds up.
         if (level.resample)
             x = level.resample->enlarged(x, skips.back().size(2), skips.back().size(3));
     }
-    nn::output("prediction", conv_out_(conv_norm_out_.then_silu(x)));
+    return x;
+}
+
+nn::Tensor UNet::last(const Given& given, const nn::Tensor& x, const nn::Tensor& skip,
+                      LayerVariants& variants) const {
+    const nn::Tensor h = up_.back().resnets.back()(nn::concat_channels(x, skip), given.time);
+    const auto& attention = up_.back().attentions.back();
+    return attention ? (*attention)(h, given.context, variants.next()) : h;
 }
 
 }  // namespace sde::networks

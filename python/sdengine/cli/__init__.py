@@ -13,6 +13,7 @@ from sdengine.cli.convert_command import convert
 from sdengine.cli.devices_command import devices
 from sdengine.cli.generate_command import generate
 from sdengine.cli.inspect_command import inspect
+from sdengine.cli.plan_command import plan
 from sdengine.cli.program import Program
 from sdengine.cli.upscale_command import upscale
 
@@ -41,5 +42,5 @@ def main() -> None:
     """Local image generation: Stable Diffusion class models on the machine you have."""
 
 
-for _command in (generate, inspect, upscale, convert, devices, bench):
+for _command in (generate, plan, inspect, upscale, convert, devices, bench):
     main.add_command(_command)

@@ -14,6 +14,7 @@ import click
 from sdengine.cli.console import progress, readable_bytes
 from sdengine.cli.options import (
     BENCH,
+    LOAD,
     load_arguments,
     model_options,
     open_generate,
@@ -27,6 +28,7 @@ _GROUPINGS: tuple[Grouping, ...] = ("network", "kind", "block")
 
 
 @click.command()
+@click.argument("path", metavar="[MODEL]", required=False)
 @model_options
 @settings(BENCH)
 @click.option("--prompt", default="a red circle on a blue background", show_default=True)
@@ -43,13 +45,33 @@ _GROUPINGS: tuple[Grouping, ...] = ("network", "kind", "block")
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the profile as a trace for Chrome or Perfetto.",
 )
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw the table of --memory-limit as SVG, with matplotlib.",
+)
 def bench(
-    prompt: str, repeat: int, as_json: bool, profiles: bool, trace: Path | None, **options: Any
+    path: str | None,
+    prompt: str,
+    repeat: int,
+    as_json: bool,
+    profiles: bool,
+    trace: Path | None,
+    plot: Path | None,
+    **options: Any,
 ) -> None:
     """Measure how long a picture takes, stage by stage.
 
     One run warms up and is not counted; the medians of the others are shown.
+
+    With --memory-limit 2GB,4GB,8GB one picture is made within each limit, in a process of its own: seconds, and peaks
+    of memory beside what was planned. MODEL may then name a synthetic model: sd15, sdxl, sd35-medium, flux-dev.
     """
+    if path is not None:
+        options["model"] = path
+    if options["memory_limit"] is not None:
+        _within_limits(options.pop("memory_limit"), as_json, plot, options)
+        return
     from sdengine.api import DEMO_MODEL
 
     # A prompt that was kept would not be encoded again, and that is to be measured.
@@ -88,6 +110,34 @@ def bench(
         click.echo(f"\npeak of {profile.peak_gflops:.0f} GFLOP/s")
         for by in _GROUPINGS:
             click.echo("\n" + profile.table(by))
+
+
+def _within_limits(limits: str, as_json: bool, plot: Path | None, options: dict[str, Any]) -> None:
+    """Measure one picture within each of `limits`."""
+    from sdengine.api import DEMO_MODEL
+    from sdengine.memory import measuring
+    from sdengine.memory.sizes import parse_size
+
+    listed = [limit.strip() for limit in limits.split(",")]
+    for limit in listed:
+        parse_size("memory_limit", limit)
+    load = load_arguments({**options, "memory_limit": None})
+    model = str(load.pop("model", DEMO_MODEL))
+    if not Path(model).exists():
+        model = str(measuring.synthetic_model(model))
+    given = picture_arguments({k: v for k, v in options.items() if k not in LOAD})
+    given = {"steps": 2, **given}
+    rows = []
+    with progress("measuring") as report:
+        for done, limit in enumerate(listed):
+            report(done, len(listed), limit)
+            rows.append(measuring.measured_apart(model, load, given, limit))
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows], indent=2))
+    else:
+        click.echo(f"{Path(model).stem}\n{measuring.table(rows)}")
+    if plot is not None:
+        measuring.plot(rows, Path(model).stem, plot)
 
 
 def _table(measured: dict[str, Any]) -> str:

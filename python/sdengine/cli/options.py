@@ -127,14 +127,30 @@ _MODEL_OPTIONS = (
     ),
     click.option("--prompt-cache", metavar="FOLDER", help="Keep encoded prompts there."),
     click.option("--weight-type", metavar="TYPE", help="Quantize while loading: q8_0, q4_k, ..."),
-    click.option("--device", metavar="NAME", help="See `sdengine devices` [default: auto]"),
+    click.option(
+        "--device",
+        metavar="NAME",
+        help="See `sdengine devices`; also denoiser=NAME,text=NAME,vae=NAME [default: auto]",
+    ),
     click.option("--threads", type=int, help="CPU threads [default: one per physical core]"),
+    click.option(
+        "--precise",
+        is_flag=True,
+        default=None,
+        help="Sum convolutions directly; up to twice slower.",
+    ),
+    click.option(
+        "--memory-limit",
+        metavar="SIZE",
+        help="What a picture may take on the device, on the CPU the whole process: 4GB, 512MB, 1.5GiB.",
+    ),
+    click.option("--host-memory-limit", metavar="SIZE", help="The same for the process."),
 )
-_LOAD = (
+LOAD = (
     *("model", "vae", "text_encoders", "tokenizer", "family", "prediction", "weight_type"),
-    *("device", "threads", "loras", "lora_dir", "embeddings"),
+    *("device", "threads", "precise", "loras", "lora_dir", "embeddings"),
     *("controlnets", "ip_adapter", "image_encoder"),
-    *("preview_vae", "prompt_cache"),
+    *("preview_vae", "prompt_cache", "memory_limit", "host_memory_limit"),
 )
 BENCH = (
     *("width", "height", "steps", "guidance_scale", "sampler", "schedule", "batch_size"),
@@ -150,7 +166,7 @@ class SectionedCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, section by section."""
         sections = {setting.name: setting.section for setting in SETTINGS}
-        sections.update(dict.fromkeys(_LOAD, "Model"))
+        sections.update(dict.fromkeys(LOAD, "Model"))
         rows: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -180,7 +196,7 @@ def _decorated(command: Command, options: Sequence[Callable[..., Any]]) -> Comma
 
 def load_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """Take the model options out of `options`: those given, as arguments of ``sdengine.load``."""
-    values = {name: options.pop(name) for name in _LOAD}
+    values = {name: options.pop(name) for name in LOAD}
     given = given_only({**values, **component_arguments(values["vae"], values["text_encoders"])})
     if "model" not in given and given:
         first = {"text_encoders": "text_encoder", "loras": "lora", "preview_vae": "taesd"}

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from sdengine.cli import values
+from sdengine.step_cache import MODES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -83,6 +84,13 @@ SETTINGS: tuple[Setting, ...] = (
         _PICTURE,
         "Opposite edges join.",
         click.Choice(["x", "y", "xy"]),
+    ),
+    Setting(
+        "cache",
+        ("--cache",),
+        _SAMPLING,
+        "Take over from earlier steps what changes little: faster, a slightly different picture.",
+        click.Choice(MODES),
     ),
     Setting(
         "tile",

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 
 from sdengine.formats import DTYPES, open_index
@@ -53,6 +52,8 @@ def write_header(
     Returns:
         Tensor name -> offset of its data, in bytes from the start of the file.
     """
+    import gguf  # takes as long as all of numpy, and only writing needs it
+
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in fields.items():
         _add_field(writer, key, value)
@@ -67,7 +68,7 @@ def write_header(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
-    _make_room(path, tensors)
+    _make_room(path, tensors, gguf.GGUF_DEFAULT_ALIGNMENT)
     entries = open_index(path).tensors  # our own reader places and checks every tensor
     return {tensor.name: entries[tensor.name].offset for tensor in tensors}
 
@@ -83,8 +84,7 @@ def _add_field(writer: Any, key: str, value: Any) -> None:
         writer.add_array(key, value)
 
 
-def _make_room(path: Path, tensors: Sequence[NewTensor]) -> None:
-    align = gguf.GGUF_DEFAULT_ALIGNMENT
+def _make_room(path: Path, tensors: Sequence[NewTensor], align: int) -> None:
     size = -(-path.stat().st_size // align) * align
     size += sum(-(-tensor.nbytes // align) * align for tensor in tensors)
     os.truncate(path, size)

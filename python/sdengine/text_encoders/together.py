@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from sdengine import _core
 from sdengine.embeddings import ANY_ENCODER, Embedding
 from sdengine.errors import ParameterError, WeightsError
 from sdengine.families import CONTEXT
+from sdengine.memory.kept import Kept, plainly
 from sdengine.text_encoders.base import Array, EncodedText, Encoder, Text
 from sdengine.text_encoders.clip import ClipEncoder
 from sdengine.text_encoders.language import LanguageModelEncoder
@@ -34,6 +36,8 @@ class TextEncoders:
         self.encoders = tuple(encoders)
         self.width = width
         """Of the context that the denoiser reads."""
+        self.kept: Kept = plainly
+        """How networks are run; see :meth:`sdengine.memory.keeping.Memory.kept`."""
         self.cache, self.identity = cache, identity
         """Texts that were encoded, by these encoders."""
 
@@ -41,6 +45,16 @@ class TextEncoders:
     def _clip(self) -> list[ClipEncoder]:
         """The encoders that can learn words."""
         return [encoder for encoder in self.encoders if isinstance(encoder, ClipEncoder)]
+
+    @property
+    def networks(self) -> dict[str, _core.Network]:
+        """The native networks by component."""
+        found = {e.use.component: e.network for e in self.encoders if e.network}
+        for encoder in self.encoders:
+            if isinstance(encoder, LanguageModelEncoder) and encoder.eyes is not None:
+                assert encoder.use.sight is not None
+                found[encoder.use.sight.component] = encoder.eyes.network
+        return found
 
     def add_embedding(self, embedding: Embedding) -> None:
         """Let prompts use a learned word.
@@ -182,13 +196,13 @@ class TextEncoders:
     ) -> dict[Text, EncodedText]:
         """The texts through the networks."""
         columns = zip(*readings.values(), strict=True)
-        parts = [
-            encoder.encode(column, clip_skip, weighting, cancel)
-            for encoder, column in zip(self.encoders, columns, strict=True)
-        ]
-        for encoder in self.encoders:  # not read again until the next texts, unlike the denoiser's
-            if encoder.network:
+        parts = []
+        for encoder, column in zip(self.encoders, columns, strict=True):
+            encode = partial(encoder.encode, column, clip_skip, weighting, cancel)
+            parts.append(self.kept(encode, encoder.use.component))
+            if encoder.network:  # not read again until the next texts, unlike the denoiser's
                 encoder.network.release_weights()
+                encoder.network.release_activations()
         rows = zip(readings, *parts, strict=True)
         return {text: self._joined(all_of) for text, *all_of in rows}
 

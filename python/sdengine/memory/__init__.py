@@ -1,0 +1,1 @@
+"""How much memory a generation takes, and how it is made to fit: see docs/memory.md."""

@@ -1,0 +1,100 @@
+"""Bytes that the networks of a stage take, under a policy of residency."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .rehearsal import Asked, Work
+
+RESIDENT, OFFLOAD, STREAM, DISK = "resident", "offload", "stream", "disk"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network during a stage.
+
+    Attributes:
+        component: ``"unet"``, ``"text_encoder"``, ``"vae_decoder"``, ``"control_0"``, ...
+        policy: where its weights are: ``"resident"``, ``"offload"``, ``"stream"`` or ``"disk"``.
+        weights: bytes of its weights on the device; with ``"stream"`` and ``"disk"`` what stays and two slots.
+        activations: bytes of its graphs' activations.
+        host: bytes in the memory of the host for copies to the device, where that has its own.
+        pages: bytes of the file's pages that are copied from and stay in the memory of the host.
+        owned: bytes of `weights` that the process held before: converted ones. Zero where the device has its own.
+    """
+
+    component: str
+    policy: str
+    weights: int
+    activations: int
+    host: int = 0
+    pages: int = 0
+    owned: int = 0
+
+    @property
+    def device(self) -> int:
+        """Bytes on the device, besides what was there before."""
+        return self.weights - self.owned + self.activations
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is in memory at one time: a network or several, and what stays beside them.
+
+    Attributes:
+        name: ``"text_encoder"``, ``"steps"``, ``"decode"``, ...
+        parts: the networks that run.
+        device: where they run.
+        has_own_memory: False for the CPU, whose device memory is that of the process.
+        arrays: bytes of pictures, latents and the like, in the memory of the host.
+        beside: bytes of other components on the device: weights that stay, activations too small to be given back.
+        host_beside: bytes of other components' weights in the memory of the host, where the device has its own.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    device: str = "cpu"
+    has_own_memory: bool = False
+    arrays: int = 0
+    beside: int = 0
+    host_beside: int = 0
+
+    @property
+    def networks(self) -> int:
+        """Bytes of the running networks on the device."""
+        return sum(part.device for part in self.parts)
+
+
+def part_of(work: Work, policy: str, has_own_memory: bool) -> Part:
+    """What a network takes that is asked `work`."""
+    first: dict[object, Asked] = {}
+    for asked in work.asked:
+        first.setdefault(asked.key, asked)
+    figures = {
+        key: work.network.planned(asked.shapes, asked.options, policy, steady=asked.steady)
+        for key, asked in first.items()
+    }
+    weights = max(one["weights"] for one in figures.values())
+    activations = _most_held(work, {key: one["activations"] for key, one in figures.items()})
+    if not has_own_memory:
+        owned = min(work.network.owned_bytes, weights)
+        return Part(work.component, policy, weights, activations, owned=owned)
+    host = max(one["staging"] for one in figures.values())
+    pages = 0
+    if policy in (OFFLOAD, STREAM):
+        whole = work.asked[0]
+        pages = work.network.planned(whole.shapes, whole.options, RESIDENT)["weights"]
+    return Part(work.component, policy, weights, activations, host, pages)
+
+
+def _most_held(work: Work, activations: dict[object, int]) -> int:
+    """The activations of all graphs that are kept at a time, at most; csrc/stages/runner keeps those used last."""
+    held: list[object] = []
+    most = 0
+    for asked in work.asked:
+        if asked.key in held:
+            held.remove(asked.key)
+        held.append(asked.key)
+        del held[: -max(asked.kept, 2)]
+        most = max(most, sum(activations[key] for key in held))
+    return most

@@ -1,0 +1,67 @@
+"""What a process and a device hold and have free, before a generation."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdengine.devices import available_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from sdengine import _core
+
+_GROWTH = 16 * 10**6
+"""What a generation adds to the process besides weights, activations and arrays: descriptions of graphs (up to 13 MB
+each, partly used), buffers of operators and threads, Python's objects. Measured: 5 to 15 MB."""
+_ASSUMED_GROUND = 120 * 10**6
+"""Of Python with numpy, Pillow and the native libraries, for systems that do not tell."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Memory before a generation.
+
+    Attributes:
+        process: bytes that this process holds besides mapped weights and the networks' activations.
+        free: bytes that each device can still give, by its name; 0 where nobody tells.
+    """
+
+    process: int
+    free: Mapping[str, int]
+
+
+def resident_bytes() -> tuple[int, int]:
+    """Memory of this process: its own, and pages of files; zeros where the system does not tell."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return 0, 0
+    found = dict(re.findall(r"^(Rss\w+):\s+(\d+) kB", status.read_text(), re.MULTILINE))
+    return 1024 * int(found.get("RssAnon", 0)), 1024 * int(found.get("RssFile", 0))
+
+
+def ground(
+    devices: Iterable[_core.Device], networks: Iterable[_core.Network], libraries: int
+) -> Ground:
+    """Memory as it is now.
+
+    Args:
+        devices: that are used.
+        networks: whose activations are left out, for they are used again or given back.
+        libraries: bytes of mapped files that are no weights, measured when the model was loaded.
+    """
+    own, _ = resident_bytes()
+    held = sum(network.activation_bytes for network in networks)
+    host_free, free = available_memory(), {}
+    in_process = 0
+    for device in devices:
+        if device.has_own_memory:
+            free[device.name] = device.memory()[0] + device.allocated_bytes
+        else:
+            free[device.name] = host_free + held if host_free else 0
+            in_process = held
+    process = max(own - in_process, 0) + libraries if own else _ASSUMED_GROUND
+    return Ground(process + _GROWTH, free)

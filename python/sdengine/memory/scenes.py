@@ -1,0 +1,294 @@
+"""The stages of a generation, each with the ways to run it, the fastest first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from sdengine.autoencoder import TILES, check_tile, picture_bytes
+from sdengine.params import SEAMLESS, GenerateParameters
+
+from .footprint import DISK, OFFLOAD, RESIDENT, STREAM, Stage, part_of
+from .rehearsal import Asked, Rehearsal, Work
+
+if TYPE_CHECKING:
+    from sdengine import _core
+    from sdengine.autoencoder import Autoencoder
+    from sdengine.run import RunInputs
+
+_GIVEN_COPIES = 3
+"""Times that a given picture is in memory while it is encoded: as it was read, centred, cut."""
+_STATE_COPIES = 12
+"""Times that latents are in memory during a step: the sampler's states and the network's inputs and outputs."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run a stage.
+
+    Attributes:
+        stage: what it takes.
+        together: entries of a batch; None where the stage has no batches.
+        tile: side of the autoencoder's tiles in latents, 0 for whole pictures; None where there are none.
+        pieces: bytes of activations of the autoencoder.
+    """
+
+    stage: Stage
+    together: int | None = None
+    tile: int | None = None
+    pieces: int | None = None
+
+
+@dataclass
+class Scene:
+    """A stage that is to be run.
+
+    Attributes:
+        name: of the stage.
+        components: whose weights it needs.
+        device: where they run.
+    """
+
+    name: str
+    components: tuple[str, ...]
+    device: _core.Device
+    known: dict[tuple[object, ...], Way] = field(default_factory=dict)
+
+    def counts(self) -> Sequence[int | None]:
+        """How finely it can be cut, coarsest first."""
+        return (None,)
+
+    def works(self, count: int | None) -> list[Work]:
+        """What its networks are asked when it is cut so."""
+        raise AssertionError(self.name)
+
+    def way(self, policy: str, count: int | None) -> Way:
+        """One way; figured out once."""
+        key = policy, count
+        if key not in self.known:
+            self.known[key] = self._way(policy, count)
+        return self.known[key]
+
+    def ways(self, policies: Sequence[str]) -> Iterator[Way]:
+        """All ways, the fastest first: cutting costs less than streaming."""
+        for policy in policies:
+            for count in self.counts():
+                yield self.way(policy, count)
+
+    @cached_property
+    def weights(self) -> dict[str, int]:
+        """Bytes on the device of each component when all of it is there."""
+        stage = self.way(RESIDENT, self.counts()[0]).stage
+        return {part.component: part.weights for part in stage.parts}
+
+    def _stage(self, policy: str, count: int | None, arrays: int) -> Stage:
+        own = self.device.has_own_memory
+        parts = (part_of(work, policy, own) for work in self.works(count))
+        return Stage(self.name, tuple(parts), self.device.name, own, arrays)
+
+    def _way(self, policy: str, count: int | None) -> Way:
+        return Way(self._stage(policy, count, 0))
+
+
+@dataclass
+class Reading(Scene):
+    """A text encoder or another network that reads what was given."""
+
+    work: Work | None = None
+
+    def works(self, count: int | None) -> list[Work]:
+        """The one."""
+        assert self.work is not None
+        return [self.work]
+
+
+@dataclass
+class Denoising(Scene):
+    """The steps of a pass."""
+
+    rehearsal: Rehearsal | None = None
+    inputs: RunInputs | None = None
+
+    @cached_property
+    def entries(self) -> int:
+        """Pictures times branches of the largest batch that the run has by itself."""
+        return max(asked.shapes["latents"][0] for work in self._denoiser(0) for asked in work.asked)
+
+    def counts(self) -> Sequence[int | None]:
+        """All entries in one batch; those of one branch; halves of them, down to single ones."""
+        assert self.inputs is not None
+        counts, size = [0], self.inputs.parameters.batch_size
+        size = size if size < self.entries else -(-self.entries // 2)
+        while size < self.entries:
+            counts.append(size)
+            if size == 1:
+                break
+            size = -(-size // 2)
+        return counts
+
+    def works(self, count: int | None) -> list[Work]:
+        """The denoiser's and the control networks'."""
+        return self._asked(count or 0)
+
+    def _asked(self, count: int) -> list[Work]:
+        assert self.rehearsal is not None
+        assert self.inputs is not None
+        if count not in self._all:
+            self._all[count] = self.rehearsal.steps(self.inputs, count)
+        return self._all[count]
+
+    def _denoiser(self, count: int) -> list[Work]:
+        return [work for work in self._asked(count) if work.component == self.components[0]]
+
+    @cached_property
+    def _all(self) -> dict[int, list[Work]]:
+        return {}
+
+    def _way(self, policy: str, count: int | None) -> Way:
+        assert self.inputs is not None
+        arrays = _STATE_COPIES * 4 * self.inputs.start.x.size
+        return Way(self._stage(policy, count, arrays), together=count)
+
+
+@dataclass
+class Coding(Scene):
+    """Encoding or decoding of pictures, one after the other."""
+
+    vae: Autoencoder | None = None
+    shape: tuple[int, ...] = ()
+    """Of the network's input for all pictures."""
+    circular: int = 0
+    tile: int | None = None
+    """What the caller asked for."""
+
+    @property
+    def _encodes(self) -> bool:
+        return self.name == "encode"
+
+    def counts(self) -> Sequence[int | None]:
+        """Whole, and tiles of fewer latents; or the caller's."""
+        scale = self.vae.factor if self.vae and self._encodes else 1
+        most = max(self.shape[2:]) // scale
+        if self.tile is not None:
+            return (self.tile if self.tile < most else 0,)
+        return (0, *(side for side in TILES if side < most))
+
+    def works(self, count: int | None) -> list[Work]:
+        """One half's, for a tile of `count` latents or a whole picture."""
+        assert self.vae is not None
+        scale = self.vae.factor if self._encodes else 1
+        side = (count or max(self.shape[2:])) * scale
+        shape = [1, self.shape[1], *(min(length, side) for length in self.shape[2:])]
+        network = self.vae.encoder if self._encodes else self.vae.decoder
+        name = "image" if self._encodes else "latents"
+        asked = Asked({name: shape}, {"circular": self.circular}, (), 2)
+        return [Work(self.components[0], network, (asked,))]
+
+    def _way(self, policy: str, count: int | None) -> Way:
+        assert self.vae is not None
+        pictures, _, height, width = self.shape
+        if self._encodes:
+            arrays = pictures * 3 * height * width * 4 * _GIVEN_COPIES
+        else:
+            factor = self.vae.factor
+            arrays = picture_bytes(pictures, height * factor, width * factor)
+        stage = self._stage(policy, count, arrays)
+        # The autoencoder's own choice (autoencoder.TILES) goes by squares.
+        square = self._square(count) if count else stage.parts[0].activations
+        return Way(stage, tile=count, pieces=max(square, stage.parts[0].activations))
+
+    def _square(self, side: int) -> int:
+        work = self.works(side)[0]
+        (name, shape), *_ = work.asked[0].shapes.items()
+        scale = self.vae.factor if self.vae and self._encodes else 1
+        dims = [1, shape[1], side * scale, side * scale]
+        return work.network.planned_bytes({name: dims}, dict(work.asked[0].options))
+
+
+def decoder_tile(parameters: GenerateParameters, tile: int | None) -> int | None:
+    """Side of the autoencoder's tiles: what the caller gave, or that of the denoiser's.
+
+    Raises:
+        ParameterError: what the caller gave is none.
+    """
+    check_tile(tile)
+    tiles = parameters.tiled_diffusion
+    cut = max(parameters.width, parameters.height) > parameters.tile_side
+    return tiles.figures[0] if tile is None and tiles is not None and cut else tile
+
+
+def scenes_of(rehearsal: Rehearsal, inputs: RunInputs, *, all_of_it: bool) -> list[Scene]:
+    """The stages of a generation and of the pass that follows it.
+
+    Args:
+        rehearsal: of the generation.
+        inputs: of its run.
+        all_of_it: with what comes before the first step.
+    """
+    real = rehearsal.real
+    devices = real.devices
+    hints = rehearsal.before_steps() if all_of_it else []
+    passes = [inputs]
+    if (second := rehearsal.second(inputs)) is not None:
+        passes.append(second)
+    scenes: list[Scene] = []
+    if all_of_it:
+        control = {f"control_{i}" for i in range(len(real.controls))}
+        apart = {real.model.family.denoiser, "vae_encoder", "vae_decoder", *control}
+        works = [work for work in rehearsal.before_steps() if work.component not in apart]
+        works += [work for work in hints if work.component in control]
+        for work in works:
+            is_text = work.component in real.text_encoders.networks
+            device = devices.text if is_text else devices.denoiser
+            scenes.append(Reading(work.component, (work.component,), device, work=work))
+        scenes += _encoding(rehearsal, devices.vae)
+    for of_pass in passes:
+        parts = [real.model.family.denoiser, *(f"control_{c.net}" for c in of_pass.controls)]
+        scenes.append(
+            Denoising(
+                *("steps" if of_pass is inputs else "steps of hires", tuple(dict.fromkeys(parts))),
+                rehearsal=rehearsal,
+                inputs=of_pass,
+                device=devices.denoiser,
+            )
+        )
+    last = passes[-1]
+    scenes.append(
+        Coding(
+            *("decode", ("vae_decoder",)),
+            vae=real.vae,
+            shape=last.start.x.shape,
+            circular=SEAMLESS[last.parameters.seamless],
+            tile=last.tile,
+            device=devices.vae,
+        )
+    )
+    return scenes
+
+
+def _encoding(rehearsal: Rehearsal, device: _core.Device) -> list[Scene]:
+    """The encoding of the largest picture that was given."""
+    asked = [
+        one
+        for work in rehearsal.before_steps()
+        if work.component == "vae_encoder"
+        for one in work.asked
+    ]
+    if not asked:
+        return []
+    largest = max(asked, key=lambda one: one.shapes["image"][2] * one.shapes["image"][3])
+    return [
+        Coding(
+            *("encode", ("vae_encoder",)),
+            vae=rehearsal.real.vae,
+            shape=tuple(largest.shapes["image"]),
+            circular=largest.options.get("circular", 0),
+            device=device,
+        )
+    ]
+
+
+LADDERS = {True: (OFFLOAD, STREAM, DISK), False: (OFFLOAD, DISK)}
+"""Policies of a component that does not stay on the device, fastest first, by whether the device has its own memory."""

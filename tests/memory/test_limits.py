@@ -1,0 +1,129 @@
+"""Limits of memory: kept, chosen for, and what happens when memory runs out all the same."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sdengine
+from sdengine import _core
+from sdengine.api import DEMO_MODEL
+from sdengine.errors import OutOfMemoryError
+
+from .conftest import PROMPT
+
+SAME: dict[str, Any] = {"steps": 2, "seed": 5}
+
+# In a process of its own: the peak of resident memory cannot be lowered again.
+MEASURED = """
+import json, re, sys
+import sdengine
+options, limit = json.loads(sys.argv[1]), sys.argv[2]
+pipe = sdengine.load(sdengine.api.DEMO_MODEL, threads=1, prompt_cache=False)
+limit = pipe.plan(**options).smallest_limit + 10**7 if limit == "least" else int(limit)
+pipe = sdengine.load(sdengine.api.DEMO_MODEL, threads=1, prompt_cache=False, memory_limit=limit)
+planned = pipe.plan(prompt="a circle", **options).peak_memory
+pipe.generate("a circle", seed=1, **options)
+status = open("/proc/self/status").read()
+peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) * 1024
+print(json.dumps({"limit": limit, "planned": planned, "peak": peak, "together": pipe.memory.placement.together}))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("limit", ["1000000000", "least"])
+def test_the_process_keeps_its_limit(limit: str) -> None:
+    options = {"width": 512, "height": 512, "batch_size": 3, "steps": 1}
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED.replace("\\\\", "\\"), json.dumps(options), limit],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["peak"] <= found["limit"]
+    assert found["planned"] <= found["limit"]
+    assert found["planned"] == pytest.approx(found["peak"], rel=0.1)
+
+
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_pictures_do_not_depend_on_batches(pipe: sdengine.Pipeline, together: int) -> None:
+    """A limit cuts batches; what comes out is the same, to rounding at most."""
+    whole = pipe.generate(PROMPT, batch_size=3, **SAME)
+    run = pipe.start(PROMPT, batch_size=3, **SAME)
+    cut = sdengine.Run(pipe, _replaced(run.inputs, together))
+    while not cut.done:
+        cut.step()
+    np.testing.assert_allclose(cut.latents, whole.latents, rtol=0, atol=2e-5)
+    assert [picture.size for picture in cut.result().images] == [(128, 128)] * 3
+
+
+def test_single_entries_are_single_pictures(pipe: sdengine.Pipeline) -> None:
+    run = pipe.start(PROMPT, batch_size=2, **SAME)
+    both = sdengine.Run(pipe, _replaced(run.inputs, 1))
+    one = sdengine.Run(pipe, _replaced(pipe.start(PROMPT, **SAME).inputs, 1))
+    while not both.done:
+        both.step()
+        one.step()
+    assert np.array_equal(both.latents[:1], one.latents)
+
+
+def _replaced(inputs: Any, together: int) -> Any:
+    from dataclasses import replace
+
+    return replace(inputs, together=together)
+
+
+def test_a_limit_is_refused_with_the_smallest_that_works() -> None:
+    pipe = sdengine.load(DEMO_MODEL, memory_limit="20MB")
+    with pytest.raises(
+        OutOfMemoryError, match=r"memory_limit='[\d.]+[MG]B' is the smallest that works"
+    ):
+        pipe.generate(PROMPT, **SAME)
+
+
+def test_hires_is_refused_before_the_first_step() -> None:
+    pipe = sdengine.load(DEMO_MODEL)
+    limit = pipe.plan(128, 128).smallest_limit + 5 * 10**7
+    pipe = sdengine.load(DEMO_MODEL, memory_limit=limit)
+    pipe.start(PROMPT, **SAME)
+    with pytest.raises(OutOfMemoryError, match="4096x4096"):
+        pipe.start(PROMPT, **SAME, hires_width=4096)
+
+
+def test_memory_that_runs_out_on_the_way_makes_batches_smaller(pipe: sdengine.Pipeline) -> None:
+    expected = pipe.generate(PROMPT, batch_size=2, **SAME).latents
+    pipe.denoiser.release()
+    run = pipe.start(PROMPT, batch_size=2, **SAME)
+    _core.fail_allocation(1)
+    try:
+        run.step()
+    finally:
+        _core.fail_allocation(0)
+    assert run.inputs.together == 2
+    while not run.done:
+        run.step()
+    np.testing.assert_allclose(run.latents, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("n", range(1, 5))
+def test_every_allocation_may_fail(pipe: sdengine.Pipeline, n: int) -> None:
+    """The picture comes all the same, or a typed error; the pipeline goes on."""
+    expected = pipe.generate(PROMPT, **SAME).latents
+    for network in pipe.networks.values():
+        network.release()
+    _core.fail_allocation(n)
+    try:
+        found = pipe.generate(PROMPT, **SAME).latents
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+    except OutOfMemoryError:
+        pass
+    finally:
+        _core.fail_allocation(0)
+    again = pipe.generate(PROMPT, **SAME).latents
+    np.testing.assert_allclose(again, expected, rtol=0, atol=2e-5)
