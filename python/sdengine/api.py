@@ -14,7 +14,8 @@ from .embeddings import Embeddings
 from .errors import ParameterError, SDEngineError
 from .loading.text_parts import Tokenizers
 from .memory.sizes import Size
-from .pipeline import ModelSource, Pipeline
+from .model_source import ModelSource
+from .pipeline import Pipeline
 from .results import Result
 
 AnyPath = str | PathLike[str]

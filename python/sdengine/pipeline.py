@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,25 +12,24 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from . import _core, generation, images, passes, previews
-from .adapters import Lora, LoraLike, Loras, as_loras, widened
+from .adapters import LoraLike, Loras, as_loras, widened
 from .autoencoder import Autoencoder
 from .checks import check_choice, check_flag, check_path
 from .conditioning import Conditioning, of_equal_length, stack_texts
-from .control import ControlNet, LoadedControl
+from .control import LoadedControl
 from .devices import Devices, open_devices, parse_devices
-from .embeddings import Embeddings, read_embedding, read_embeddings
+from .embeddings import read_embedding, read_embeddings
 from .errors import ParameterError
 from .events import Callback
 from .image_prompt import LoadedImagePrompt
 from .loading import plan_model
-from .loading.plan import Autoencoders, plan_preview_vae
-from .loading.text_parts import TextEncoders as TextEncoderPaths
-from .loading.text_parts import Tokenizers
+from .loading.plan import plan_preview_vae
 from .loading.weight_types import check_type
 from .memory.choosing import Limits
 from .memory.keeping import Memory
 from .memory.plan import Plan
 from .memory.sizes import Size, parse_size
+from .model_source import AnyPath, ModelSource
 from .options import GenerateOptions, Texts, checked_latents, texts
 from .params import SEAMLESS, size_values
 from .prompt import with_prefix
@@ -50,43 +47,12 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Array = NDArray[np.float32]
-AnyPath = str | PathLike[str]
 
 ORDINARY_PROMPT = (
     "a photograph of a lighthouse on a cliff at dusk, waves breaking on the rocks below, storm clouds with a"
     " band of light at the horizon, long exposure, highly detailed, sharp focus"
 )
 """What plans are made for where no prompt is given; it fits into one chunk of a CLIP encoder."""
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """What :func:`sdengine.load` was given: enough to load the model once more."""
-
-    model: AnyPath
-    vae: Autoencoders | None = None
-    text_encoders: TextEncoderPaths | None = None
-    tokenizer: Tokenizers | None = None
-    family: str | None = None
-    prediction: str | None = None
-    device: str | Mapping[str, str] = "auto"
-    threads: int = 0
-    precise: bool = False
-    weight_type: str | None = None
-    embeddings: Embeddings | None = None
-    loras: tuple[Lora, ...] = ()
-    lora_dir: AnyPath | None = None
-    controlnets: Sequence[AnyPath | ControlNet] = ()
-    ip_adapter: AnyPath | None = None
-    image_encoder: AnyPath | None = None
-    preview_vae: Autoencoders | None = None
-    prompt_cache: AnyPath | Literal[False] | None = None
-    memory_limit: Size | None = None
-    host_memory_limit: Size | None = None
-
-    def open(self) -> Pipeline:
-        """Load it."""
-        return Pipeline(self)
 
 
 class Pipeline:
