@@ -28,7 +28,6 @@ def test_a_table() -> None:
 
 
 def test_a_plot(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     plot(ROWS, "a model", tmp_path / "plot.svg")
     assert "<svg" in (tmp_path / "plot.svg").read_text()
 
