@@ -64,18 +64,74 @@ def kernels(session: nox.Session, sanitize: str) -> None:
     session.run("cmake", "--build", folder, "--target", "check", external=True)
 
 
+OWN_MEMORY = ("any_allocation_may_fail", "every_accepted_limit_is_kept")
+SANITIZED = {
+    "address": [
+        "tests/memory/test_failing_allocations.py",
+        # Not its test of the host's memory: a process with a sanitizer's is no measure.
+        *(f"tests/memory/test_own_memory.py::test_{name}" for name in OWN_MEMORY),
+        *("tests/residency", "tests/native/test_device_failures.py"),
+        *("tests/test_bad_input.py", "tests/test_fuzz_load.py", "tests/adapters/test_pipelines.py"),
+    ],
+    "thread": ["tests/e2e/test_threads.py", "tests/residency/test_threads.py"],
+}
+"""What `sanitize` runs: what takes and gives back memory; what runs in several threads."""
+
+
+@nox.session
+@nox.parametrize("sanitizer", list(SANITIZED))
+def sanitize(session: nox.Session, sanitizer: str) -> None:
+    """Tests over a build of everything native with a sanitizer (GCC, Linux); half an hour on two cores.
+
+    ``nox -s "sanitize(sanitizer='thread')"`` runs one of the two.
+    """
+    session.install(".[test]", env={"CMAKE_ARGS": f"-DSDENGINE_SANITIZE={sanitizer}"})
+    # Python is not built with it, so that the library must be there first; libstdc++ with it, to see what is thrown.
+    libraries = [f"lib{sanitizer[0]}san.so", "libstdc++.so"]
+    found = [
+        session.run("gcc", f"-print-file-name={name}", silent=True, external=True)
+        for name in libraries
+    ]
+    suppressions = Path("tests/sanitizers").resolve()
+    options = {
+        # Leaks are looked for by the tests themselves, in the middle (tests/memory/leaks.py).
+        "ASAN_OPTIONS": "detect_leaks=1:leak_check_at_exit=0:detect_odr_violation=0",
+        "LSAN_OPTIONS": f"suppressions={suppressions / 'leaks.supp'}:print_suppressions=0",
+        "TSAN_OPTIONS": f"suppressions={suppressions / 'threads.supp'}:halt_on_error=1",
+    }
+    env = {**options, "LD_PRELOAD": " ".join(str(path).strip() for path in found)}
+    # So that the leak checker sees what Python's objects point to.
+    env |= {"PYTHONMALLOC": "malloc", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    # Shadow memory wants addresses that are not spread at random.
+    session.run(
+        *("setarch", "-R", "python", "-m", "pytest", "-p", "no:cacheprovider"),
+        *(session.posargs or SANITIZED[sanitizer]),
+        env=env,
+        external=True,
+    )
+
+
+@nox.session
+def cross(session: nox.Session) -> None:
+    """Whether the native code compiles for Windows, macOS and AArch64; takes minutes."""
+    session.install("ziglang==0.17.1", "cmake", "ninja", "pip", "pybind11", "scikit-build-core")
+    session.run("python", "packaging/cross.py", *session.posargs)
+
+
 @nox.session
 def vulkan(session: nox.Session) -> None:
-    """The Vulkan backend on the first device there is, in software if need be; nothing is skipped.
+    """The second test command: layers, networks, residency and limits on Vulkan, in software if need be.
 
     Needs a Vulkan driver, headers and glslc (docs/installing.md); Mesa's software device is slow, but enough.
     """
     session.install(".[test]", env={"CMAKE_ARGS": "-DSDENGINE_VULKAN=ON"})
     # Devices of the processor's kind are hidden otherwise; with float32 throughout, results compare closely.
     env = {"GGML_VK_VISIBLE_DEVICES": "0", "GGML_VK_DISABLE_F16": "1"}
+    env["GGML_VK_DISABLE_INTEGER_DOT_PRODUCT"] = "1"  # activations beside quantized weights too
     env |= {"SDENGINE_TEST_DEVICE": "vulkan:0", "HF_HUB_OFFLINE": "1"}
     session.run("sdengine", "devices", env=env)
-    session.run("pytest", "tests/device", "tests/residency", *session.posargs, env=env)
+    tests = ["tests/device", "tests/residency", "tests/memory/test_own_memory.py"]
+    session.run("pytest", *(session.posargs or tests), env=env)
 
 
 @nox.session

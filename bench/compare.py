@@ -133,6 +133,9 @@ def main() -> None:
         help="which to run, with commas",
     )
     parser.add_argument(
+        "--arithmetic", default="standard", choices=["precise", "standard", "fast"], help="ours"
+    )
+    parser.add_argument(
         "--limit-isa", default="", choices=["", *contenders.LIMITS], help="for everybody"
     )
     parser.add_argument(
@@ -152,6 +155,7 @@ def main() -> None:
     machine, before = measuring.machine(), measuring.load_average()
     name = f"compare-{measuring.slug(machine)}-{threads}-threads"
     name += f"-{arguments.limit_isa}" * bool(arguments.limit_isa)
+    name += f"-{arguments.arithmetic}" * (arguments.arithmetic != "standard")
     path = arguments.json or measuring.HERE / "results" / f"{name}.json"
     if arguments.report:
         print(comparison.document(json.loads(path.read_text(encoding="utf-8"))))
@@ -163,6 +167,7 @@ def main() -> None:
     os.environ.pop("SDENGINE_THREADS", None)
     variables = contenders.limited(arguments.limit_isa)
     field = Field(threads, variables, arguments.sdcpp_library, results.content["trials"])
+    field.arithmetic = arguments.arithmetic
     facts = field.facts([ENGINE, *arguments.peers.split(",")])
     results.content["versions"] = facts
     for case in wanted:

@@ -68,6 +68,7 @@ class Field:
         libraries: further builds of stable-diffusion.cpp's library.
         trials: seconds by trial; those that are known are not made again.
         limit: seconds that a turn may take, and a trial.
+        arithmetic: of the engine, see :func:`sdengine.load`.
     """
 
     threads: int
@@ -75,6 +76,7 @@ class Field:
     libraries: Sequence[str] = ()
     trials: dict[str, float] = field(default_factory=dict)
     limit: float = 1800.0
+    arithmetic: str = "standard"
 
     def facts(self, wanted: Sequence[str]) -> dict[str, Report]:
         """Versions of those that are installed; a peer that does not answer is left out, with a line that says so."""
@@ -107,7 +109,7 @@ class Field:
 
     def _engine(self, case: Case, weight_type: str) -> Contender:
         def run() -> Report:
-            options = ["--weight-type", weight_type]
+            options = ["--weight-type", weight_type, "--arithmetic", self.arithmetic]
             first = weight_type == case.weight_types[0] and not contender.reports
             return self._turn("peer_engine.py", case, [*options, *["--profile"] * first])
 

@@ -68,6 +68,7 @@ ATTENTIONS = [
     (4096, 4096, 10, 64),
     (4096, 4096, 1, 512),
 ]
+WIDTH = 25  # of the first column
 # pixels, channels
 NORMS = [(4096, 320), (1024, 640), (256, 1280), (262144, 128)]
 
@@ -98,7 +99,20 @@ class Bench:
     def __init__(self, threads: int, isa: str, repeats: int) -> None:
         self.options: dict[str, Any] = {"threads": threads, "isa": isa}
         self.repeats = repeats
+        self.unit = ""  # of arithmetic="fast", instead of the variant
         self.rng = np.random.default_rng(0)
+
+    def units(self, types: list[str], wanted: bool) -> Iterator[Row]:
+        """Linear layers and attention by what ``arithmetic="fast"`` multiplies with."""
+        for unit in kernels.units() if wanted else ():
+            if unit.endswith("plain"):
+                continue
+            bench = Bench(self.options["threads"], self.options["isa"], self.repeats)
+            bench.unit = unit
+            narrow = unit.startswith("bf16")
+            yield from bench.linear([t for t in types if (t in ("f32", "f16", "bf16")) == narrow])
+            if narrow:
+                yield from bench.attention()
 
     def normal(self, *shape: int) -> Array:
         return self.rng.standard_normal(shape, dtype=np.float32)
@@ -107,7 +121,8 @@ class Bench:
         self, name: str, shape: str, kind: str, run: Run, operations: float, floats: float
     ) -> Row:
         """Medians over the repeats after a warm-up; `operations` counts a multiply-add as two."""
-        run = partial(run, **self.options)
+        run = partial(run, **{**self.options, **({"isa": self.unit} if self.unit else {})})
+        name = f"{name} {self.unit}".strip()
         run()
         shares: list[float] = []
         seconds: list[float] = []
@@ -179,6 +194,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--isa", default="auto", help=f"auto or one of {', '.join(kernels.isas())}")
+    parser.add_argument(
+        "--units", action="store_true", help="also rows of arithmetic='fast', beside float32's peak"
+    )
     parser.add_argument("--types", default="f32,f16,q8_0,q4_0", help="ggml types of the weights")
     parser.add_argument("--only", default="", help="only operators whose name contains this")
     parser.add_argument("--repeats", type=int, default=7)
@@ -191,16 +209,17 @@ def main() -> None:
         "linear": bench.linear(types),
         "attention": bench.attention(),
         "norm and geglu": bench.norms(),
+        "units: linear, attention": bench.units(types, arguments.units),
     }
     rows: list[Row] = []
     print(
-        f"{'operator':16} {'shape':22} {'type':6} {'ms':>9} {'GFLOP/s':>9} {'peak':>6} {'GB/s':>6}"
+        f"{'operator':{WIDTH}} {'shape':22} {'type':6} {'ms':>9} {'GFLOP/s':>9} {'peak':>6} {'GB/s':>6}"
     )
     for name, part in parts.items():
         for row in part if arguments.only in name else ():
             rows.append(row)
             print(
-                f"{row.name:16} {row.shape:22} {row.type:6} {row.milliseconds:9.3f} {row.gflops:9.1f}"
+                f"{row.name:{WIDTH}} {row.shape:22} {row.type:6} {row.milliseconds:9.3f} {row.gflops:9.1f}"
                 f" {row.share_of_peak:6.0%} {row.gbytes_per_second:6.1f}",
                 flush=True,
             )

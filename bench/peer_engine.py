@@ -25,7 +25,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     peaks = [peak_gflops(arguments.threads)]
     started = time.perf_counter()
     pipe = sdengine.load(
-        path, threads=arguments.threads, prompt_cache=False, **synthetic.beside(path)
+        path,
+        threads=arguments.threads,
+        arithmetic=arguments.arithmetic,
+        prompt_cache=False,
+        **synthetic.beside(path),
     )
     load = time.perf_counter() - started
     work = _work(pipe, case, arguments.size)
@@ -94,6 +98,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="other than the case's")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--weight-type", default=synthetic.PLAIN)
+    parser.add_argument("--arithmetic", default="standard")
     parser.add_argument("--profile", action="store_true", help="one more evaluation, profiled")
     arguments = parser.parse_args()
     print("\n" + json.dumps(facts() if arguments.facts else measure(arguments)))

@@ -121,7 +121,7 @@ def test_load(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for name in (
         *("vae", "text_encoders", "tokenizer", "family", "prediction", "device", "threads"),
         *("weight_type", "embeddings", "loras", "lora_dir", "controlnets", "ip_adapter"),
-        *("preview_vae", "prompt_cache", "precise"),
+        *("preview_vae", "prompt_cache", "arithmetic"),
     ):
         survives(lambda name=name: sdengine.load(demo, **{name: VALUES[value]}))
     survives(lambda: sdengine.load(VALUES[value]))

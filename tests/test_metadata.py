@@ -215,7 +215,9 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("guidance_scale", "true_cfg_scale"), st.one_of(NUMBERS, LISTS)),
     **dict.fromkeys(("sigmas", "interval"), LISTS),
     "timesteps": st.lists(WHOLE, min_size=1, max_size=3).map(tuple),
-    **dict.fromkeys(("model", "model_hash", "vae", "refiner", "task", "prompt_2"), st.text()),
+    **dict.fromkeys(
+        ("model", "model_hash", "vae", "arithmetic", "refiner", "task", "prompt_2"), st.text()
+    ),
     **dict.fromkeys(("negative_prompt_2", "compat", "weighting", "resize_mode"), st.text()),
     **dict.fromkeys(("control_scales", "control_start", "control_end"), LISTS),
     **dict.fromkeys(("control_mode", "applied_loras"), st.text()),

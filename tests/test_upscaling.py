@@ -142,19 +142,19 @@ def test_memory_follows_the_tile(folder: Path) -> None:
     upscaler = sdengine.load_upscaler(folder / "rrdb-x4.safetensors")
 
     def taken(width: int, height: int) -> int:
-        upscaler._network.release()
+        upscaler.network.release()
         upscaler.upscale(picture(width, height), tile=32)
-        return upscaler._network.activation_bytes
+        return upscaler.network.activation_bytes
 
     assert taken(40, 40) == taken(200, 90)
 
 
 def test_short_memory_means_tiles(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upscaler = sdengine.load_upscaler(folder / "rrdb-x4.safetensors")
-    need = upscaler._network.planned_bytes({"image": [1, 3, 128, 128]}, {})
+    need = upscaler.network.planned_bytes({"image": [1, 3, 128, 128]}, {})
     monkeypatch.setattr("sdengine.upscalers.upscaler.available_memory", lambda: 2 * need)
     upscaler.upscale(picture(200, 140))
-    assert 0 < upscaler._network.activation_bytes <= need
+    assert 0 < upscaler.network.activation_bytes <= need
 
 
 # ------------------------------ the command

@@ -48,10 +48,11 @@ void bind_backends(py::module_& m) {
         [] {
             py::list all;
             for (const backends::Failure& failure : backends::failures())
-                all.append(py::make_tuple(failure.kind, failure.library, failure.reason));
+                all.append(
+                    py::make_tuple(failure.kind, failure.library, failure.reason, failure.needs));
             return all;
         },
-        "(kind, library, reason) of every backend that list_devices could not use.");
+        "(kind, library, reason, needs) of every backend that list_devices could not use.");
 }
 
 }  // namespace sde::bindings

@@ -15,6 +15,7 @@
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "kernels/dispatch.h"
+#include "kernels/fast/fast.h"
 
 namespace sde::bindings {
 namespace {
@@ -30,15 +31,21 @@ using OptionalFloats = std::optional<Floats>;
     throw Error(ErrorKind::Parameter, message);
 }
 
-// How a kernel is run. Every time taken is appended to `seconds` where given.
+// How a kernel is run: `isa` names a variant or a unit of Arithmetic::Fast. Every time taken is
+// appended to `seconds` where given.
 struct Run {
     int threads;
+    std::optional<Unit> unit;
     Isa isa;
     int repeats;
     py::object seconds;
 
     Run(int threads, const std::string& isa, int repeats, py::object seconds)
-        : threads(threads), isa(parse(isa)), repeats(repeats), seconds(std::move(seconds)) {
+        : threads(threads),
+          unit(unit_named(isa)),
+          isa(parse(unit && available(*unit) ? "auto" : isa)),
+          repeats(repeats),
+          seconds(std::move(seconds)) {
         if (threads < 1 || repeats < 1) reject("threads and repeats must be at least 1");
     }
 
@@ -51,6 +58,21 @@ struct Run {
 
     template <class Op>
     void operator()(void (*KernelTable::*kernel)(const Op&, Team&), const Op& op) const {
+        if (unit) reject(std::string("the unit ") + name_of(*unit) + " has no such kernel");
+        (*this)(kernel_table(isa).*kernel, op);
+    }
+
+    template <class Op>
+    void operator()(void (*KernelTable::*kernel)(const Op&, Team&),
+                    void (*UnitTable::*unit_kernel)(const Op&, Team&), const Op& op) const {
+        if (unit && unit_table(*unit).*unit_kernel)
+            (*this)(unit_table(*unit).*unit_kernel, op);
+        else
+            (*this)(kernel, op);
+    }
+
+    template <class Op>
+    void operator()(void (*kernel)(const Op&, Team&), const Op& op) const {
         std::vector<double> times(repeats);
         {
             py::gil_scoped_release release;
@@ -59,7 +81,7 @@ struct Run {
                 Team team(rank, threads, state);
                 for (double& time : times) {
                     const auto start = std::chrono::steady_clock::now();
-                    (kernel_table(isa).*kernel)(op, team);
+                    kernel(op, team);
                     const std::chrono::duration<double> taken =
                         std::chrono::steady_clock::now() - start;
                     if (rank == 0) time = taken.count();
@@ -74,6 +96,13 @@ struct Run {
             for (const double time : times) seconds.attr("append")(time);
     }
 };
+
+std::vector<std::string> units() {
+    std::vector<std::string> names;
+    for (const Unit unit : kUnits)
+        if (available(unit)) names.emplace_back(name_of(unit));
+    return names;
+}
 
 void expect_size(const char* name, const OptionalFloats& array, int64_t size) {
     if (array && array->size() != size)
@@ -186,7 +215,8 @@ py::array_t<float> run_conv2d(const Floats& input, const py::buffer& weight,
     op.epilogue = epilogue.over(op.batch, op.batch * out_height * out_width, out_channels);
     py::array_t<float> output({op.batch, out_height, out_width, out_channels});
     op.output = output.mutable_data();
-    run(&KernelTable::conv2d, op);
+    if (run.unit && !is_product(op)) reject("units have 1x1 convolutions only");
+    run(&KernelTable::conv2d, &UnitTable::conv2d, op);
     return output;
 }
 
@@ -211,7 +241,7 @@ py::array_t<float> run_linear(const Floats& input, const py::buffer& weight,
                       op.rows, out_features);
     py::array_t<float> output({op.rows, out_features});
     op.output = output.mutable_data();
-    run(&KernelTable::linear, op);
+    run(&KernelTable::linear, &UnitTable::linear, op);
     return output;
 }
 
@@ -249,7 +279,7 @@ py::array_t<float> run_attention(const Floats& q, const Floats& k, const Floats&
     }
     py::array_t<float> output({op.batch, op.q_len, static_cast<int64_t>(q.shape(2))});
     op.output = output.mutable_data();
-    run(&KernelTable::attention, op);
+    run(&KernelTable::attention, &UnitTable::attention, op);
     return output;
 }
 
@@ -361,6 +391,7 @@ void bind_kernels(py::module_& m) {
     const auto residual = py::arg("residual") = py::none();
     const auto activation = py::arg("activation") = "none";
     k.def("isas", isas, "The variants that this processor can run, the widest last.");
+    k.def("units", units, "The units of arithmetic=\"fast\" that this processor has.");
     k.def(
         "chosen_isa", [] { return name_of(chosen_isa()); },
         "The variant that operators run on; SDENGINE_CPU may name it.");

@@ -4,6 +4,8 @@
 #include "bindings/arrays.h"
 #include "bindings/bindings.h"
 #include "bindings/interrupt.h"
+#include "runtime/failing.h"
+#include "runtime/scratch.h"
 #include "stages/runner.h"
 
 namespace py = pybind11;
@@ -55,8 +57,25 @@ Bytes summed(const std::vector<Footprint>& footprints) {
         sum.activations += each.activations;
         sum.weights += each.weights;
         sum.staging += each.staging;
+        sum.kept += each.kept;
+        sum.scratch += each.scratch;
     }
-    return {{"activations", sum.activations}, {"weights", sum.weights}, {"staging", sum.staging}};
+    return {{"activations", sum.activations},
+            {"weights", sum.weights},
+            {"staging", sum.staging},
+            {"kept", sum.kept},
+            {"scratch", sum.scratch}};
+}
+
+// A network waits for evaluations on its devices before it goes. These ask for the GIL, to see
+// whether they are to stop: it is not held meanwhile.
+std::shared_ptr<Runner> freed_without_gil(std::shared_ptr<Runner> runner) {
+    Runner* address = runner.get();
+    return {address, [held = std::move(runner)](Runner*) mutable {
+                if (!PyGILState_Check()) return held.reset();
+                const py::gil_scoped_release release;
+                held.reset();
+            }};
 }
 
 py::dict run(Runner& runner, const std::map<std::string, py::array>& inputs,
@@ -84,6 +103,18 @@ py::list rehearsed(const Runner& runner) {
     return out;
 }
 
+size_t product_scratch(const std::string& device, const std::string& dtype,
+                       const std::pair<int64_t, int64_t>& shape, int64_t rows) {
+    const std::unique_ptr<ggml_context, decltype(&ggml_free)> context(
+        ggml_init({4 * ggml_tensor_overhead(), nullptr, true}), ggml_free);
+    const ggml_type type = DType::parse(dtype).type;
+    ggml_tensor* matrix = ggml_new_tensor_2d(context.get(), type, shape.second, shape.first);
+    ggml_tensor* input = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, shape.second, rows);
+    Scratch scratch(device);
+    scratch.add(*ggml_mul_mat(context.get(), matrix, input));
+    return scratch.bytes();
+}
+
 // The method of step caching, empty where there is none.
 std::string reuse_of(const Runner& runner) {
     switch (runner.reuse()) {
@@ -95,6 +126,15 @@ std::string reuse_of(const Runner& runner) {
             break;
     }
     return "";
+}
+
+constexpr const char* kArithmetics[] = {"precise", "standard", "fast"};
+
+Arithmetic arithmetic_named(const std::string& name) {
+    for (int i = 0; i < 3; ++i)
+        if (name == kArithmetics[i]) return static_cast<Arithmetic>(i);
+    throw Error(ErrorKind::Parameter,
+                "arithmetic must be precise, standard or fast, not '" + name + "'");
 }
 
 }  // namespace
@@ -116,9 +156,17 @@ void bind_networks(py::module_& m) {
                     "A device by its name.")
         .def_property_readonly("name", &Device::name)
         .def_property_readonly("threads", &Device::threads)
-        .def_property_readonly("precise", &Device::is_precise)
-        .def("set_precise", &Device::set_precise, py::arg("precise"),
-             "Whether convolutions sum directly; set before networks run.")
+        .def_property_readonly("arithmetic",
+                               [](const Device& device) {
+                                   return kArithmetics[static_cast<int>(device.arithmetic())];
+                               })
+        .def(
+            "set_arithmetic",
+            [](Device& device, const std::string& name) {
+                device.set_arithmetic(arithmetic_named(name));
+            },
+            py::arg("arithmetic"),
+            "\"precise\", \"standard\" or \"fast\"; set before networks run.")
         .def_property_readonly("has_own_memory",
                                [](const Device& device) { return !device.runs_custom(); })
         .def(
@@ -140,7 +188,16 @@ void bind_networks(py::module_& m) {
 
     m.def(
         "fail_allocation", testing::fail_allocation, py::arg("n"),
-        "For tests: the n-th allocation of device or staging memory from now on fails; 0 ends it.");
+        "For tests: the n-th allocation of device, staging or large host memory from now on fails; "
+        "with -n all after it, too; 0 ends it.");
+    m.def("allocations_until_failure", testing::allocations_until_failure,
+          "For tests: what is left of the n of fail_allocation.");
+    m.def("fail_in_graph", testing::fail_in_graph, py::arg("by_abort"), py::arg("message"),
+          "For tests: fail as a backend does in the middle of a graph.");
+    m.def("product_scratch", product_scratch, py::arg("device"), py::arg("dtype"), py::arg("shape"),
+          py::arg("rows"),
+          "Bytes that a device's backend takes for itself for a product of a matrix with so many "
+          "rows.");
 
     m.def(
         "parameters",
@@ -183,8 +240,8 @@ void bind_networks(py::module_& m) {
                  const Config values = to_config(config);
                  Devices devices = to_devices(device);
                  const py::gil_scoped_release release;  // weights may have to be converted
-                 return std::make_shared<Runner>(kind, values, std::move(store), std::move(devices),
-                                                 std::move(shares));
+                 return freed_without_gil(std::make_shared<Runner>(
+                     kind, values, std::move(store), std::move(devices), std::move(shares)));
              }),
              py::arg("kind"), py::arg("config"), py::arg("store"), py::arg("device"),
              py::arg("shares") = std::vector<double>{},
@@ -196,12 +253,14 @@ void bind_networks(py::module_& m) {
              "depends on the `steady` inputs alone is computed when they have other values only.")
         .def(
             "set_residency",
-            [](Runner& runner, const std::string& policy, size_t slot_bytes) {
-                runner.set_residency(parse_policy(policy), slot_bytes);
+            [](Runner& runner, const std::string& policy, size_t slot_bytes, size_t keep) {
+                runner.set_residency({parse_policy(policy), slot_bytes, keep});
             },
-            py::arg("policy"), py::arg("slot_bytes") = 0, py::call_guard<py::gil_scoped_release>(),
+            py::arg("policy"), py::arg("slot_bytes") = 0, py::arg("keep") = 0,
+            py::call_guard<py::gil_scoped_release>(),
             "Where the weights are from the next run on: \"resident\", \"offload\", \"stream\" or "
-            "\"disk\". `slot_bytes` is what the weights of a segment may take; 0 chooses.")
+            "\"disk\". `slot_bytes` is what the weights of a segment may take; 0 chooses. With the "
+            "latter two so many bytes of weights as `keep` stay, spread evenly over the network.")
         .def_property_readonly(
             "residency",
             py::cpp_function([](const Runner& runner) { return policy_name(runner.residency()); },
@@ -209,31 +268,33 @@ void bind_networks(py::module_& m) {
         .def(
             "planned",
             [](const Runner& runner, const Dims& shapes, const networks::Options& options,
-               const std::string& policy, size_t slot_bytes,
-               const std::vector<std::string>& steady) {
+               const std::string& policy, size_t slot_bytes, const std::vector<std::string>& steady,
+               size_t keep) {
                 return summed(runner.planned(to_shapes(shapes), options, steady,
-                                             parse_policy(policy), slot_bytes));
+                                             {parse_policy(policy), slot_bytes, keep}));
             },
             py::call_guard<py::gil_scoped_release>(), py::arg("shapes"),
             py::arg("options") = networks::Options{}, py::arg("policy") = "resident",
             py::arg("slot_bytes") = 0, py::arg("steady") = std::vector<std::string>{},
+            py::arg("keep") = 0,
             "Bytes that an evaluation at these input shapes takes under a policy: activations and "
             "weights on the device, and host memory for copies to it; none is allocated.")
         .def(
             "planned_by_device",
             [](const Runner& runner, const Dims& shapes, const networks::Options& options,
-               const std::string& policy, size_t slot_bytes,
-               const std::vector<std::string>& steady) {
+               const std::string& policy, size_t slot_bytes, const std::vector<std::string>& steady,
+               size_t keep) {
                 std::vector<Bytes> all;
-                for (const Footprint& each : runner.planned(to_shapes(shapes), options, steady,
-                                                            parse_policy(policy), slot_bytes))
+                for (const Footprint& each :
+                     runner.planned(to_shapes(shapes), options, steady,
+                                    {parse_policy(policy), slot_bytes, keep}))
                     all.push_back(summed({each}));
                 return all;
             },
             py::call_guard<py::gil_scoped_release>(), py::arg("shapes"),
             py::arg("options") = networks::Options{}, py::arg("policy") = "resident",
             py::arg("slot_bytes") = 0, py::arg("steady") = std::vector<std::string>{},
-            "The same for each of its devices.")
+            py::arg("keep") = 0, "The same for each of its devices.")
         .def(
             "planned_bytes",
             [](const Runner& runner, const Dims& shapes, const networks::Options& options,
@@ -245,9 +306,11 @@ void bind_networks(py::module_& m) {
             py::arg("steady") = std::vector<std::string>{},
             "Bytes of activations that an evaluation at these input shapes takes; none is "
             "allocated. What depends on the `steady` inputs alone is kept between evaluations.")
-        .def("rehearsal", &Runner::rehearsal, py::call_guard<py::gil_scoped_release>(),
-             "Another one over the same weights that computes nothing: it answers with noise and "
-             "keeps what it was asked.")
+        .def(
+            "rehearsal", [](const Runner& runner) { return freed_without_gil(runner.rehearsal()); },
+            py::call_guard<py::gil_scoped_release>(),
+            "Another one over the same weights that computes nothing: it answers with noise and "
+            "keeps what it was asked.")
         .def_property_readonly(
             "rehearsed", rehearsed,
             "What a rehearsal was asked: (input shapes, options, steady inputs, graphs that "

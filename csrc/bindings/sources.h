@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <optional>
 
+#include "runtime/library.h"
 #include "weights/store.h"
 
 namespace sde::bindings {
@@ -13,7 +14,7 @@ inline TensorSource make_source(const std::string& dtype, std::vector<int64_t> s
                                 std::optional<std::vector<int64_t>> strides, bool transpose,
                                 int64_t padding = 0) {
     TensorSource source;
-    source.path = path.string();
+    source.path = to_utf8(path);
     source.offset = offset;
     source.nbytes = nbytes;
     source.dtype = DType::parse(dtype);

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "bindings/sources.h"
+#include "runtime/library.h"
 #include "weights/store.h"
 #include "weights/transcode.h"
 
@@ -66,7 +67,7 @@ void bind_weights(py::module_& m) {
                         adapter->apply(parameter, values, scale);
                 };
             const py::gil_scoped_release release;
-            return transcode(source, dst_path.string(), dst_offset, DType::parse(dst_dtype),
+            return transcode(source, to_utf8(dst_path), dst_offset, DType::parse(dst_dtype),
                              threads, edit);
         },
         py::arg("dtype"), py::arg("shape"), py::arg("path"), py::arg("offset"), py::arg("nbytes"),

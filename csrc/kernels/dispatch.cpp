@@ -3,6 +3,7 @@
 #include <cstdlib>
 
 #include "base/error.h"
+#include "kernels/fast/fast.h"
 
 namespace sde::kernels {
 namespace {
@@ -67,14 +68,24 @@ const KernelTable& kernel_table(Isa isa) noexcept {
     return isa == Isa::Reference ? reference_kernels : plain_kernels;
 }
 
+// Runs an operator where Arithmetic::Fast says, and else on the chosen variant.
+template <class Op>
+static void run(const Op& op, void (*UnitTable::*fast)(const Op&, Team&),
+                void (*KernelTable::*standard)(const Op&, Team&), Team& team) {
+    if (const std::optional<Unit> unit = op.fast ? fast_unit(op) : std::nullopt)
+        (unit_table(*unit).*fast)(op, team);
+    else
+        (kernel_table(chosen_isa()).*standard)(op, team);
+}
+
 void conv2d(const Conv2d& op, Team& team) {
-    kernel_table(chosen_isa()).conv2d(op, team);
+    run(op, &UnitTable::conv2d, &KernelTable::conv2d, team);
 }
 void linear(const Linear& op, Team& team) {
-    kernel_table(chosen_isa()).linear(op, team);
+    run(op, &UnitTable::linear, &KernelTable::linear, team);
 }
 void attention(const Attention& op, Team& team) {
-    kernel_table(chosen_isa()).attention(op, team);
+    run(op, &UnitTable::attention, &KernelTable::attention, team);
 }
 void group_norm(const GroupNorm& op, Team& team) {
     kernel_table(chosen_isa()).group_norm(op, team);

@@ -57,6 +57,7 @@ struct Conv2d {
     bool circular_x = false, circular_y = false;  // padding wraps around
     Epilogue epilogue;
     ConvMethod method = ConvMethod::Auto;
+    bool fast = false;  // may round operands to 8 or 16 bits, see fast/fast.h
 };
 void conv2d(const Conv2d& op, Team& team);
 
@@ -69,6 +70,7 @@ struct Linear {
         0;  // for epilogue.batch_bias: the batch index of a row is row / rows_per_batch
     Weight weight;
     Epilogue epilogue;
+    bool fast = false;  // may round operands to 8 or 16 bits, see fast/fast.h
 };
 void linear(const Linear& op, Team& team);
 
@@ -96,6 +98,7 @@ struct Attention {
     // Added to the scores by distance: [heads, q_len + kv_len - 1], entry key - query + q_len - 1
     // (T5, arXiv 1910.10683).
     const float* distance_bias = nullptr;
+    bool fast = false;  // may round operands to 8 or 16 bits, see fast/fast.h
 };
 void attention(const Attention& op, Team& team);
 

@@ -120,6 +120,7 @@ Tensor feed_forward(const Linear& in, const Linear& out, const Tensor& x, Middle
            x);
     spec.in.weight = describe(in.weight());
     spec.out.weight = describe(out.weight());
+    spec.in.fast = spec.out.fast = x.graph().is_fast();
     const Shape shape{x.size(0), x.size(1), spec.out.weight.rows};
     check(x, epilogue, beside, shape);
     spec.geglu = middle == Middle::Geglu;

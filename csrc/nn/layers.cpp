@@ -141,7 +141,8 @@ Tensor convolve(const Tensor& x, ggml_tensor* weight, ggml_tensor* bias,
     op.pad_top = op.pad_left = options.pad_right_bottom_only ? 0 : pad;
     op.pad_bottom = op.pad_right = pad;
     op.upsample2x = upsample_2x;
-    if (x.graph().is_precise()) op.method = kernels::ConvMethod::Direct;
+    if (x.graph().arithmetic() == Arithmetic::Precise) op.method = kernels::ConvMethod::Direct;
+    op.fast = x.graph().is_fast();
     op.circular_x = x.graph().circular_x();
     op.circular_y = x.graph().circular_y();
     const int64_t grown = upsample_2x ? 2 : 1;
@@ -178,6 +179,7 @@ Tensor multiply_by(const Tensor& x, ggml_tensor* weight, ggml_tensor* bias,
     spec.op.rows = x.shape().elements() / spec.op.in_features;
     spec.op.rows_per_batch = spec.op.rows / x.size(0);
     spec.op.weight = describe(weight);
+    spec.op.fast = x.graph().is_fast();
     x.graph().add_work(shape.elements() * spec.op.in_features);
     Sources sources;
     sources.add(x);

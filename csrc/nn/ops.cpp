@@ -379,6 +379,7 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
         options.scale != 0 ? options.scale : 1.0f / std::sqrt(static_cast<float>(op.head_dim));
     op.softcap = options.softcap;
     op.causal = options.causal;
+    op.fast = q.graph().is_fast();
     q.graph().add_work(2 * q.shape().elements() * op.kv_len);
     if (!options.mask_index.empty()) {
         const Tensor& mask = options.mask;

@@ -108,7 +108,7 @@ class Registry {
     std::vector<DeviceEntry> devices() {
         const std::lock_guard lock(mutex_);
         std::vector<DeviceEntry> all;
-        for (const Accelerator& accelerator : kAccelerators) load(accelerator.kind);
+        for (const Accelerator& accelerator : kAccelerators) load(accelerator);
         for (const Accelerator& accelerator : kAccelerators)
             for (const DeviceEntry& entry : accelerators_)
                 if (entry.kind == accelerator.kind) all.push_back(entry);
@@ -157,7 +157,8 @@ class Registry {
     }
 
     // Tries each root that was not tried for this kind yet, until one brings devices.
-    void load(const std::string& kind) {
+    void load(const Accelerator& accelerator) {
+        const std::string kind = accelerator.kind;
         for (const fs::path& root : roots_) {
             const fs::path path = root / kind / library_name(kind);
             std::error_code missing;
@@ -167,7 +168,8 @@ class Registry {
             if (std::find(tried_.begin(), tried_.end(), path) != tried_.end()) continue;
             tried_.push_back(path);
             const std::string reason = load_library(kind, to_utf8(path));
-            if (!reason.empty()) failures_.push_back({kind, to_utf8(path), reason});
+            if (!reason.empty())
+                failures_.push_back({kind, to_utf8(path), reason, accelerator.needs});
         }
     }
 

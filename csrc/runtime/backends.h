@@ -28,6 +28,7 @@ struct Failure {
     std::string kind;
     std::string library;
     std::string reason;
+    std::string needs;  // to load and find a device
 };
 
 // Another folder of backends. Its libraries are loaded when they are first needed.

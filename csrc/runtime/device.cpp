@@ -3,14 +3,17 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <set>
+#include <stdexcept>
 #include <string>
 #include <thread>
 
 #include "base/error.h"
 #include "ggml-backend-impl.h"
 #include "runtime/common_operators.h"
+#include "runtime/failing.h"
 
 #ifdef _WIN32
 #include <process.h>
@@ -164,6 +167,67 @@ class Device::Turn {
     std::lock_guard<std::mutex> lock_;
 };
 
+namespace {
+
+// Set while a backend other than the CPU's is handed a graph in this thread, with no lock of ggml's
+// own held and no thread of it waiting.
+thread_local bool is_guarded = false;
+
+// What ggml calls before it ends the process.
+void on_abort(const char* message) {
+    if (is_guarded) {
+        const bool is_memory = std::strstr(message, "out of memory") != nullptr;
+        throw Error(is_memory ? ErrorKind::OutOfMemory : ErrorKind::Device,
+                    std::string("the device failed in the middle of a graph: ") + message);
+    }
+    std::fprintf(stderr, "%s\n", message);
+}
+
+// A backend that is left in the middle of its work is not freed: that would wait for what was never
+// submitted. Buffers belong to the device and stay.
+void replace_backend(ggml_backend_t& backend) {
+    if (ggml_backend_t fresh = ggml_backend_dev_init(ggml_backend_get_device(backend), nullptr))
+        backend = fresh;
+}
+
+struct Guard {
+    Guard() { is_guarded = true; }
+    ~Guard() { is_guarded = false; }
+};
+
+// Hands a graph to a backend. What it throws, and where ggml gives up, becomes an Error: CUDA's
+// backend gives up when its pool cannot grow and holds nothing then; Vulkan's throws, and is not
+// fit for use afterwards: `replace` makes another.
+template <class Work, class Replace>
+auto guarded(const std::string& device, Work work, Replace replace) {
+    [[maybe_unused]] static const auto before = ggml_set_abort_callback(on_abort);
+    const Guard guard;
+    try {
+        return work();
+    } catch (const Error&) {
+        throw;
+    } catch (const std::exception& error) {
+        replace();
+        const bool is_memory = std::strstr(error.what(), "OutOf") != nullptr;
+        throw Error(is_memory ? ErrorKind::OutOfMemory : ErrorKind::Device,
+                    "the device '" + device + "' failed in the middle of a graph: " + error.what());
+    }
+}
+
+}  // namespace
+
+namespace testing {
+
+void fail_in_graph(bool by_abort, const std::string& message) {
+    const auto fail = [&]() -> int {
+        if (!by_abort) throw std::runtime_error(message);
+        GGML_ABORT("%s", message.c_str());
+    };
+    guarded("test", fail, [] {});
+}
+
+}  // namespace testing
+
 void Device::compute(ggml_cgraph* graph, int threads, const CancelCheck& cancel) {
     const Turn turn(*this, threads);
     run(graph, cancel);
@@ -194,17 +258,29 @@ void Device::begin(ggml_cgraph* graph, int threads, const CancelCheck& cancel) {
     if (threadpool_) return compute(graph, threads, cancel);
     const Turn turn(*this, threads);
     if (cancel && cancel()) throw Error(ErrorKind::Cancelled, "the run was cancelled");
-    check(ggml_backend_graph_compute_async(backend_, graph));
+    check(guarded(
+        name_, [&] { return ggml_backend_graph_compute_async(backend_, graph); },
+        [&] { replace_backend(backend_); }));
 }
 
 void Device::wait() {
     if (!threadpool_) ggml_backend_synchronize(backend_);
 }
 
+void Device::settle() noexcept {
+    try {
+        wait();
+    } catch (const std::exception&) {
+        // A lost device: the evaluation that lost it has said so, or the next one will.
+    }
+}
+
 void Device::run(ggml_cgraph* graph, const CancelCheck& cancel) {
     if (!threadpool_) {
         if (cancel && cancel()) throw Error(ErrorKind::Cancelled, "the run was cancelled");
-        return check(ggml_backend_graph_compute(backend_, graph));
+        return check(guarded(
+            name_, [&] { return ggml_backend_graph_compute(backend_, graph); },
+            [&] { replace_backend(backend_); }));
     }
     auto ask = [](void* data) { return (*static_cast<const CancelCheck*>(data))(); };
     if (cancel) cpu_->set_abort_callback(backend_, ask, const_cast<CancelCheck*>(&cancel));

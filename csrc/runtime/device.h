@@ -15,6 +15,12 @@ namespace sde {
 // Asked between operators of a running graph; returning true stops it.
 using CancelCheck = std::function<bool()>;
 
+// How much an evaluation may round in order to be fast, on devices that run our kernels. Precise:
+// float32, and convolutions sum directly. Standard: float32, with Winograd's method for
+// convolutions. Fast: products of operands rounded to 8 or 16 bits as well, see
+// kernels/fast/fast.h.
+enum class Arithmetic { Precise, Standard, Fast };
+
 class Device {
   public:
     // The CPU. `threads` 0 takes one thread per physical core that this process may use. With
@@ -60,10 +66,9 @@ class Device {
     // For the one evaluation that may use a device with memory of its own.
     std::mutex& in_use() noexcept { return in_use_; }
 
-    // Whether convolutions sum directly instead of by Winograd's method. Set before graphs are
-    // built.
-    bool is_precise() const noexcept { return is_precise_; }
-    void set_precise(bool is_precise) noexcept { is_precise_ = is_precise; }
+    // Set before graphs are built.
+    Arithmetic arithmetic() const noexcept { return arithmetic_; }
+    void set_arithmetic(Arithmetic arithmetic) noexcept { arithmetic_ = arithmetic; }
 
     // Runs an allocated graph. Throws Cancelled when `cancel` says so, Device when the backend
     // fails. Calls from several threads wait for each other.
@@ -75,6 +80,8 @@ class Device {
     // Begins to run a graph where the backend can go on alone, and else runs it. `wait` follows.
     void begin(ggml_cgraph* graph, int threads, const CancelCheck& cancel);
     void wait();
+    // The same on the way out of a failure: what the backend has to say is not heard.
+    void settle() noexcept;
 
   private:
     Device() = default;
@@ -95,7 +102,7 @@ class Device {
     ggml_threadpool_t threadpool_ = nullptr;  // of the CPU only
     bool runs_custom_ = true, copies_beside_ = false;
     int threads_ = 1;
-    bool is_precise_ = false;
+    Arithmetic arithmetic_ = Arithmetic::Standard;
     int64_t process_ = 0;  // the process that started the threads
     std::mutex mutex_, in_use_;
 };

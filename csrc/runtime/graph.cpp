@@ -8,13 +8,14 @@
 #include "ggml-backend.h"
 #include "ggml-impl.h"
 #include "runtime/pages.h"
+#include "runtime/scratch.h"
 
 namespace sde {
 namespace {
 
 // Room for the headers of one graph's operators; the largest network here (SDXL) has about 8,000.
 constexpr size_t kMaxNodes = 32768;
-// Activations of fewer bytes stay in memory between runs.
+// Activations of fewer bytes stay in memory between runs, and in pages of the usual size.
 constexpr size_t kWorthReleasing = size_t{64} << 20;
 
 // Gives a buffer's memory back; what it held is lost, and it can be used again.
@@ -146,6 +147,18 @@ std::vector<size_t> Graph::planned_by_device() {
     return bytes;
 }
 
+std::vector<size_t> Graph::scratch_by_device() {
+    complete();
+    std::vector<size_t> bytes;
+    for (size_t i = 0; i < devices_.size(); ++i) {
+        Scratch scratch(devices_[i]->name());
+        for (int node = 0; node < ggml_graph_n_nodes(graph_); ++node)
+            if (device_of(node) == static_cast<int>(i)) scratch.add(*ggml_graph_node(graph_, node));
+        bytes.push_back(scratch.bytes());
+    }
+    return bytes;
+}
+
 void Graph::check_operators() const {
     if (!is_portable()) return;
     std::string parameter = "its first layer";
@@ -207,6 +220,12 @@ void Graph::take_memory() {
     for (size_t i = 0; i < devices_.size(); ++i)
         activations_.emplace_back(devices_[i]->tally(),
                                   ggml_gallocr_get_buffer_size(allocator_, static_cast<int>(i)));
+    if (devices_[0]->runs_custom() && !inputs_.empty() && activation_bytes() >= kWorthReleasing) {
+        // All inputs lie in the one buffer of a processor's activations.
+        ggml_backend_buffer_t buffer = inputs_.begin()->second->buffer;
+        prefer_huge_pages(ggml_backend_buffer_get_base(buffer),
+                          ggml_backend_buffer_get_size(buffer));
+    }
     upload_constants();
 }
 

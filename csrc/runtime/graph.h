@@ -68,7 +68,8 @@ class Graph {
     // it reads.
     void compute_first(ggml_tensor* tensor);
 
-    bool is_precise() const noexcept { return devices_[0]->is_precise(); }
+    Arithmetic arithmetic() const noexcept { return devices_[0]->arithmetic(); }
+    bool is_fast() const noexcept { return arithmetic() == Arithmetic::Fast; }
 
     // Axes along which every convolution's padding wraps around, so that pictures tile: bit 1 is x,
     // bit 2 is y. Set before anything is built.
@@ -133,6 +134,8 @@ class Graph {
     void release_activations();
     size_t planned_bytes();
     std::vector<size_t> planned_by_device();
+    // What the backend of each device may take for itself on top of that.
+    std::vector<size_t> scratch_by_device();
 
   private:
     void complete();

@@ -1,11 +1,24 @@
 #include "runtime/memory.h"
 
+#include <algorithm>
+
 #include "base/error.h"
+#include "runtime/failing.h"
 
 namespace sde {
 namespace {
 
-std::atomic<int64_t> allocations_until_failure{0};
+// Those to come before the first that fails; below zero all after it fail, too.
+std::atomic<int64_t> until_failure{0};
+
+bool is_to_fail() {
+    int64_t left = until_failure;
+    while (left != 0) {
+        const int64_t next = left > 0 ? left - 1 : std::min<int64_t>(left + 1, -1);
+        if (until_failure.compare_exchange_weak(left, next)) return left == 1 || left == -1;
+    }
+    return false;
+}
 
 std::string megabytes(size_t bytes) {
     constexpr size_t kMiB = size_t{1} << 20;
@@ -35,8 +48,7 @@ Buffer::~Buffer() {
 }
 
 void before_allocation(const std::string& purpose, size_t bytes) {
-    if (allocations_until_failure > 0 && --allocations_until_failure == 0)
-        fail_allocation(purpose, bytes);
+    if (is_to_fail()) fail_allocation(purpose, bytes);
 }
 
 void fail_allocation(const std::string& purpose, size_t bytes) {
@@ -49,7 +61,11 @@ void fail_allocation(const std::string& purpose, size_t bytes) {
 namespace testing {
 
 void fail_allocation(int64_t n) {
-    allocations_until_failure = n;
+    until_failure = n;
+}
+
+int64_t allocations_until_failure() {
+    return until_failure;
 }
 
 }  // namespace testing

@@ -75,7 +75,8 @@ void before_allocation(const std::string& purpose, size_t bytes);
 [[noreturn]] void fail_allocation(const std::string& purpose, size_t bytes);
 
 namespace testing {
-// Makes the n-th allocation from now on fail, in whatever thread; 0 ends it.
+// Makes the n-th allocation from now on fail, in whatever thread; with -n all after it, too; 0 ends
+// it.
 void fail_allocation(int64_t n);
 }  // namespace testing
 

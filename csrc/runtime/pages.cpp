@@ -20,12 +20,22 @@ bool discard_pages(void* begin, size_t bytes) {
            madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED) == 0;
 }
 
+void prefer_huge_pages(void* begin, size_t bytes) {
+    const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const auto address = reinterpret_cast<uintptr_t>(begin);
+    const uintptr_t first = (address + page - 1) / page * page;
+    // Without effect where it fails.
+    if (first < address + bytes)
+        madvise(reinterpret_cast<void*>(first), address + bytes - first, MADV_HUGEPAGE);
+}
+
 #else
 
 // Elsewhere the same advice does not promise to free anything.
 bool discard_pages(void*, size_t) {
     return false;
 }
+void prefer_huge_pages(void*, size_t) {}
 
 #endif
 

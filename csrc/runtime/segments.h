@@ -24,7 +24,7 @@ struct Segment {
 };
 
 struct Cut {
-    uint64_t serial = 0, policy = 0;  // tell cuts apart, and what they were made for; 0 for none
+    uint64_t serial = 0, residence = 0;  // tell cuts apart, and what they were made for; 0 for none
     std::vector<Segment> segments;
 };
 

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "runtime/memory.h"
 #include "stages/tiles.h"
 
 namespace sde {
@@ -78,6 +79,13 @@ class Blend {
     std::vector<float> weights_;
 };
 
+// For all pictures, once their shape is known. Throws OutOfMemory.
+void make_room(HostArray& pictures) {
+    const auto count = static_cast<size_t>(pictures.shape.elements());
+    before_allocation("the pictures", count * sizeof(float));
+    pictures.floats.reserve(count);
+}
+
 // Blends the tiles of picture `n` into `out`, which gets its shape from the first tile.
 void run_tiled(const Direction& run, const HostArray& in, int64_t n, const Tiling& tiling,
                HostArray& out) {
@@ -98,6 +106,7 @@ void run_tiled(const Direction& run, const HostArray& in, int64_t n, const Tilin
             const int64_t channels = tile.shape[1];
             if (out.floats.empty()) {
                 out.shape = Shape{in.shape[0], channels, rows, columns};
+                make_room(out);
                 out.floats.assign(static_cast<size_t>(out.shape.elements()), 0.0f);
             }
             if (!blend)
@@ -129,7 +138,10 @@ HostArray run_all(const Direction& run, const HostArray& in, const Tiling& tilin
             continue;
         }
         const HostArray one = run(cut(in, n, 1, 0, 0, in.shape[2], in.shape[3]), tiling.circular);
-        if (n == 0) out.shape = Shape{in.shape[0], one.shape[1], one.shape[2], one.shape[3]};
+        if (n == 0) {
+            out.shape = Shape{in.shape[0], one.shape[1], one.shape[2], one.shape[3]};
+            make_room(out);
+        }
         out.floats.insert(out.floats.end(), one.floats.begin(), one.floats.end());
     }
     return out;

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "runtime/memory.h"
 
 namespace sde {
 namespace {
@@ -28,6 +29,13 @@ void to_channels_first(const float* in, float* out, int64_t batch, int64_t chann
         for (int64_t c = 0; c < channels; ++c)
             for (int64_t p = 0; p < pixels; ++p)
                 out[(n * channels + c) * pixels + p] = in[(n * pixels + p) * channels + c];
+}
+
+// Room for values on their way to or from a network. Throws OutOfMemory when a test has so wished.
+void make_room(std::vector<float>& values, size_t count) {
+    if (values.capacity() < count)
+        before_allocation("a network's inputs or results", count * sizeof(float));
+    values.resize(count);
 }
 
 // Shares of each device that add up to 1.
@@ -111,15 +119,15 @@ size_t Runner::planned_bytes(const networks::InputShapes& shapes, const networks
 
 std::vector<Footprint> Runner::planned(const networks::InputShapes& shapes,
                                        const networks::Options& options,
-                                       const std::vector<std::string>& steady, Policy policy,
-                                       size_t slot_bytes) const {
+                                       const std::vector<std::string>& steady,
+                                       const Residence& residence) const {
     const std::lock_guard store_lock(store_->in_use());
-    return residency_.planned(*build(shapes, options, steady), policy, slot_bytes);
+    return residency_.planned(*build(shapes, options, steady), residence);
 }
 
-void Runner::set_residency(Policy policy, size_t slot_bytes) {
+void Runner::set_residency(const Residence& residence) {
     std::lock_guard lock(mutex_);
-    residency_.set_policy(policy, slot_bytes);
+    residency_.set(residence);
 }
 
 Policy Runner::residency() const {
@@ -168,7 +176,7 @@ HostArrays Runner::run(const HostArrays& inputs, const networks::Options& option
             current.graph->set_input(name, GGML_TYPE_I32, array.ids.data(),
                                      array.ids.size() * sizeof(int32_t));
         } else if (array.shape.rank() == 4 && array.layout == Layout::Torch) {
-            staging_.resize(array.floats.size());
+            make_room(staging_, array.floats.size());
             to_channels_last(array.floats.data(), staging_.data(), array.shape[0], array.shape[1],
                              array.shape[2] * array.shape[3]);
             current.graph->set_input(name, GGML_TYPE_F32, staging_.data(),
@@ -184,10 +192,10 @@ HostArrays Runner::run(const HostArrays& inputs, const networks::Options& option
         HostArray& array = outputs[name];
         array.shape = shape;
         array.layout = layout;
-        array.floats.resize(static_cast<size_t>(shape.elements()));
+        make_room(array.floats, static_cast<size_t>(shape.elements()));
         const size_t bytes = array.floats.size() * sizeof(float);
         if (shape.rank() == 4 && layout == Layout::Torch) {
-            staging_.resize(array.floats.size());
+            make_room(staging_, array.floats.size());
             current.graph->get_output(name, staging_.data(), bytes);
             to_channels_first(staging_.data(), array.floats.data(), shape[0], shape[1],
                               shape[2] * shape[3]);

@@ -1,6 +1,7 @@
 // Runs one network over host arrays: graphs are built once per (input shapes, options) and kept.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <list>
 #include <map>
@@ -79,13 +80,13 @@ class Runner {
     std::vector<Evaluation> rehearsed() const;
 
     // Where the weights are from the next run on; see Residency.
-    void set_residency(Policy policy, size_t slot_bytes);
+    void set_residency(const Residence& residence);
     Policy residency() const;
-    // What a run at these shapes takes of each device under a policy, without taking it.
+    // What a run at these shapes would take of each device, without taking it.
     std::vector<Footprint> planned(const networks::InputShapes& shapes,
                                    const networks::Options& options,
-                                   const std::vector<std::string>& steady, Policy policy,
-                                   size_t slot_bytes) const;
+                                   const std::vector<std::string>& steady,
+                                   const Residence& residence) const;
 
     // Makes exactly these adapters apply from the next run on. Throws Weights when one does not
     // fit; then none applies.
@@ -138,7 +139,7 @@ class Runner {
     std::unique_ptr<networks::Network> network_;
     std::list<Compiled> cache_;  // most recently used first
     size_t graphs_kept_;
-    int64_t graphs_built_ = 0;
+    std::atomic<int64_t> graphs_built_ = 0;  // read while others run
     std::vector<float> staging_;
     struct Rehearsal {
         std::vector<Evaluation> asked;

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "runtime/library.h"
 
 #ifdef _WIN32
 #define NOMINMAX
@@ -20,7 +21,7 @@ namespace sde {
 namespace {
 
 [[noreturn]] void fail(const std::filesystem::path& path, const std::string& why) {
-    throw Error(ErrorKind::Format, path.string() + ": " + why);
+    throw Error(ErrorKind::Format, to_utf8(path) + ": " + why);
 }
 
 }  // namespace

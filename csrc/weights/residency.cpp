@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "runtime/pages.h"
+#include "weights/staying.h"
 
 namespace sde {
 namespace {
@@ -26,6 +27,10 @@ constexpr size_t kSegments = 40;
 uint64_t next_serial() {
     static std::atomic<uint64_t> serial{0};
     return ++serial;
+}
+
+bool streams(Policy policy) {
+    return policy == Policy::Stream || policy == Policy::Disk;
 }
 
 bool is_vector(const ggml_tensor& tensor) {
@@ -111,18 +116,25 @@ class Residency::Bound {
     std::unordered_map<ggml_tensor*, std::pair<ggml_backend_buffer_t, void*>> before_;
 };
 
-// The store and the devices for one evaluation, in an order that is the same for all.
+// The store and the devices for one evaluation, in an order that is the same for all. Devices have
+// come to an end with what was begun on them when they are let go, however that happens: another
+// thread may free what graphs read.
 class Residency::Exclusive {
   public:
     Exclusive(WeightStore& store, const std::vector<OnDevice>& on) : store_(store.in_use()) {
         std::set<Device*> devices;
         for (const OnDevice& each : on) devices.insert(each.device.get());
         for (Device* device : devices) locks_.emplace_back(device->in_use());
+        devices_.assign(devices.begin(), devices.end());
+    }
+    ~Exclusive() {
+        for (Device* device : devices_) device->settle();
     }
     Exclusive(const Exclusive&) = delete;
     Exclusive& operator=(const Exclusive&) = delete;
 
   private:
+    std::vector<Device*> devices_;
     std::lock_guard<std::mutex> store_;
     std::vector<std::unique_lock<std::mutex>> locks_;
 };
@@ -134,15 +146,21 @@ Residency::Residency(std::shared_ptr<WeightStore> store,
     for (auto& device : devices) on_.push_back({std::move(device), {}, {}});
 }
 
-void Residency::set_policy(Policy policy, size_t slot_bytes) {
-    if (policy == policy_ && slot_bytes == slot_bytes_) return;
-    policy_ = policy;
-    slot_bytes_ = slot_bytes;
-    serial_of_policy_ = next_serial();
+void Residency::set(const Residence& residence) {
+    if (residence == residence_) return;
+    residence_ = residence;
+    serial_of_residence_ = next_serial();
+    leave_devices();
+}
+
+Residency::~Residency() {
     leave_devices();
 }
 
 void Residency::leave_devices() {
+    if (in_place()) return;
+    // Another network may be running there.
+    const Exclusive exclusive(*store_, on_);
     for (OnDevice& on : on_) {
         on.slots.reset();
         on.places.clear();
@@ -151,38 +169,42 @@ void Residency::leave_devices() {
 
 void Residency::release() {
     if (in_place()) return store_->release_pages();
-    if (policy_ != Policy::Resident) leave_devices();
-    if (policy_ == Policy::Disk) store_->release_pages();
+    if (policy() != Policy::Resident) leave_devices();
+    if (policy() == Policy::Disk) store_->release_pages();
 }
 
 Residency::Values Residency::values_of(const ggml_tensor& parameter) {
     return {parameter.data, ggml_nbytes(&parameter)};
 }
 
-std::vector<Segment> Residency::cut(const Graph& graph, Policy policy, size_t slot_bytes) const {
-    const bool streams = policy == Policy::Stream || policy == Policy::Disk;
-    const StreamedBytes streamed = [&](const ggml_tensor& parameter) -> size_t {
-        if (!streams) return 0;
+std::vector<Segment> Residency::cut(const Graph& graph, const Residence& residence) const {
+    if (!streams(residence.policy))
+        return cut_into_segments(graph, 0, [](const ggml_tensor&) { return size_t{0}; });
+    const StreamedBytes streamable = [&](const ggml_tensor& parameter) -> size_t {
         if (in_place()) return store_->is_mapped(parameter.data) ? ggml_nbytes(&parameter) : 0;
         // Norms and biases stay: they are small, and many.
         return is_vector(parameter) ? 0 : placed_bytes(on_[0].device->buffer_type(), parameter);
     };
+    const std::vector<ggml_tensor*>& parameters = store_->parameters();
+    const Staying staying(parameters, streamable, residence.keep);
+    const StreamedBytes streamed = [&](const ggml_tensor& parameter) {
+        return staying.has(&parameter) ? 0 : streamable(parameter);
+    };
     size_t total = 0;
-    for (const ggml_tensor* parameter : store_->parameters()) total += streamed(*parameter);
-    const size_t budget = slot_bytes ? slot_bytes : total / kSegments;
+    for (const ggml_tensor* parameter : parameters) total += streamed(*parameter);
+    const size_t budget = residence.slot_bytes ? residence.slot_bytes : total / kSegments;
     return cut_into_segments(graph, budget, streamed);
 }
 
 const std::vector<Segment>& Residency::segments_of(Graph& graph) const {
-    if (graph.cut.policy != serial_of_policy_)
-        graph.cut = {next_serial(), serial_of_policy_, cut(graph, policy_, slot_bytes_)};
+    if (graph.cut.residence != serial_of_residence_)
+        graph.cut = {next_serial(), serial_of_residence_, cut(graph, residence_)};
     return graph.cut.segments;
 }
 
 void Residency::run(Graph& graph, const CancelCheck& cancel, Profile* profile) {
-    const bool streams = policy_ == Policy::Stream || policy_ == Policy::Disk;
     if (!in_place()) return run_on_devices(graph, cancel, profile);
-    if (streams) return run_from_file(graph, cancel, profile);
+    if (streams(policy())) return run_from_file(graph, cancel, profile);
     graph.compute(cancel, profile);
 }
 
@@ -210,11 +232,11 @@ void Residency::run_on_devices(Graph& graph, const CancelCheck& cancel, Profile*
     const auto load = [&](size_t i) {
         if (i >= segments.size() || turns[i] < 0) return;
         const std::vector<Values> values = bound.values_of(segments[i].streamed);
-        if (policy_ == Policy::Disk && i + 1 < segments.size())
+        if (policy() == Policy::Disk && i + 1 < segments.size())
             fetch_pages(bound.values_of(segments[i + 1].streamed));
         on_[segments[i].device].slots->load(turns[i], {graph.cut.serial, i, store_->changes()},
                                             segments[i].streamed, values);
-        if (policy_ == Policy::Disk) release_pages(values);
+        if (policy() == Policy::Disk) release_pages(values);
     };
     const size_t first = first_segment(graph);
     load(first);
@@ -290,7 +312,7 @@ void Residency::place(OnDevice& on, const std::map<Values, ggml_tensor*>& missin
     for (const auto& [values, parameter] : missing) {
         Place& place = fresh.at(values);
         upload(*parameter, place);
-        if (policy_ != Policy::Offload && policy_ != Policy::Stream) release_pages({values});
+        if (policy() != Policy::Offload && policy() != Policy::Stream) release_pages({values});
     }
     on.places.merge(fresh);
 }
@@ -328,13 +350,15 @@ void Residency::release_pages(const std::vector<Values>& values) const {
         if (store_->is_mapped(data)) release_file_pages(data, bytes);
 }
 
-std::vector<Footprint> Residency::planned(Graph& graph, Policy policy, size_t slot_bytes) const {
+std::vector<Footprint> Residency::planned(Graph& graph, const Residence& residence) const {
     const std::vector<size_t> activations = graph.planned_by_device();  // completes the graph
-    const std::vector<Segment> segments = cut(graph, policy, slot_bytes);
+    const std::vector<size_t> scratch = graph.scratch_by_device();
+    const std::vector<Segment> segments = cut(graph, residence);
     std::vector<Footprint> footprints(on_.size());
     for (size_t device = 0; device < on_.size(); ++device) {
         Footprint& footprint = footprints[device];
         footprint.activations = activations[device];
+        footprint.scratch = scratch[device];
         const Slots::Sizes sizes = slot_sizes(segments, static_cast<int>(device));
         std::set<Values> kept;
         size_t before = 0, most = 0;  // of segments that are in memory together
@@ -348,6 +372,7 @@ std::vector<Footprint> Residency::planned(Graph& graph, Policy policy, size_t sl
             most = std::max(most, before + segment.bytes);
             before = segment.bytes;
         }
+        footprint.kept = footprint.weights;
         footprint.weights += in_place() ? most : sizes[0] + sizes[1];
         if (!in_place()) footprint.staging += Slots::staging_bytes(*on_[device].device, sizes);
     }

@@ -17,27 +17,43 @@ namespace sde {
 enum class Policy {
     Resident,  // all weights are on the device
     Offload,   // they are there from the first evaluation until `release`
-    Stream,    // those of one segment are, and the next one's come while it runs
-    Disk,      // as Stream, and host memory holds no more than what is on its way
+    Stream,  // some stay; of the others those of one segment are, and the next one's come meanwhile
+    Disk,    // as Stream, and host memory holds no more than what is on its way
 };
 // "resident", "offload", "stream" or "disk"; throws Parameter for another name.
 Policy parse_policy(const std::string& name);
 const char* policy_name(Policy policy);
 
+// What is asked of a residency.
+struct Residence {
+    Policy policy = Policy::Resident;
+    // What the weights of a segment may take; 0 chooses. An operator with more has a segment of its
+    // own.
+    size_t slot_bytes = 0;
+    // Bytes of weights that stay on the device under Stream and Disk, instead of coming for every
+    // segment (staying.h).
+    size_t keep = 0;
+    bool operator==(const Residence&) const = default;
+};
+
 // Bytes that evaluations take: on the device, and in the host's memory for copies to it.
 struct Footprint {
     size_t activations = 0, weights = 0, staging = 0;
+    size_t kept = 0;     // of the weights: what does not take turns in slots
+    size_t scratch = 0;  // at most, besides all that, for the backend's own ends (scratch.h)
 };
 
 class Residency {
   public:
     // Throws Parameter when the store was made ready for other devices.
     Residency(std::shared_ptr<WeightStore> store, std::vector<std::shared_ptr<Device>> devices);
+    ~Residency();
+    Residency(const Residency&) = delete;
+    Residency& operator=(const Residency&) = delete;
 
-    // From the next evaluation on. `slot_bytes` is what the weights of a segment may take; 0
-    // chooses. An operator with more has a segment of its own.
-    void set_policy(Policy policy, size_t slot_bytes);
-    Policy policy() const noexcept { return policy_; }
+    // From the next evaluation on.
+    void set(const Residence& residence);
+    Policy policy() const noexcept { return residence_.policy; }
 
     // One evaluation; inputs are set. Throws OutOfMemory, Cancelled and Device; the next evaluation
     // can be made all the same.
@@ -46,8 +62,8 @@ class Residency {
     // there, and the file's pages leave memory.
     void release();
 
-    // What evaluating `graph` takes of each device under a policy. Nothing is taken.
-    std::vector<Footprint> planned(Graph& graph, Policy policy, size_t slot_bytes) const;
+    // What evaluating `graph` would take of each device. Nothing is taken.
+    std::vector<Footprint> planned(Graph& graph, const Residence& residence) const;
 
   private:
     using Values = HostValues;
@@ -69,7 +85,7 @@ class Residency {
     // Whether weights are used where they lie in host memory.
     bool in_place() const { return on_[0].device->runs_custom(); }
     static Values values_of(const ggml_tensor& parameter);
-    std::vector<Segment> cut(const Graph& graph, Policy policy, size_t slot_bytes) const;
+    std::vector<Segment> cut(const Graph& graph, const Residence& residence) const;
     const std::vector<Segment>& segments_of(Graph& graph) const;
     void run_from_file(Graph& graph, const CancelCheck& cancel, Profile* profile);
     void run_on_devices(Graph& graph, const CancelCheck& cancel, Profile* profile);
@@ -86,9 +102,8 @@ class Residency {
 
     std::shared_ptr<WeightStore> store_;
     std::vector<OnDevice> on_;
-    Policy policy_ = Policy::Resident;
-    size_t slot_bytes_ = 0;
-    uint64_t serial_of_policy_ = 1;
+    Residence residence_;
+    uint64_t serial_of_residence_ = 1;
     uint64_t known_changes_ = 0;  // of the store
 };
 

@@ -5,6 +5,8 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "runtime/library.h"
+#include "runtime/memory.h"
 #include "weights/parallel.h"
 
 namespace sde {
@@ -110,7 +112,7 @@ void WeightStore::add(const std::string& name, TensorSource source,
     source.validate(name);
     if (entries_.count(name)) fail("'" + name + "' was given twice");
     auto& file = files_[source.path];
-    if (!file) file = std::make_shared<MappedFile>(std::filesystem::path(source.path));
+    if (!file) file = std::make_shared<MappedFile>(from_utf8(source.path));
     file->bytes(source.offset, source.nbytes);  // throws when the range is outside of the file
     entries_.emplace(name, Entry{std::move(source), file, convert_to});
 }
@@ -134,6 +136,7 @@ ggml_tensor* WeightStore::make_tensor(ggml_type type, const Shape& shape, const 
 }
 
 void* WeightStore::own(size_t bytes) {
+    before_allocation("a converted parameter", bytes);
     owned_.push_back(std::make_unique<uint8_t[]>(bytes + kAlignment));
     owned_bytes_ += bytes;
     const auto address = reinterpret_cast<uintptr_t>(owned_.back().get());
@@ -188,6 +191,7 @@ ggml_tensor* WeightStore::parameter(const std::string& name, const Shape& shape,
     }
     own_values_[tensor->data] = plain && tensor->data == bytes;
     entry.tensor = tensor;
+    asked_for_.push_back(tensor);
     return tensor;
 }
 
@@ -265,13 +269,6 @@ std::optional<uint64_t> WeightStore::version(const void* values) const {
 void WeightStore::values_gone(const void* values) {
     versions_.erase(values);
     ++changes_;
-}
-
-std::vector<ggml_tensor*> WeightStore::parameters() const {
-    std::vector<ggml_tensor*> tensors;
-    for (const auto& [name, entry] : entries_)
-        if (entry.tensor) tensors.push_back(entry.tensor);
-    return tensors;
 }
 
 void WeightStore::check_files() const {

@@ -20,7 +20,7 @@ namespace sde {
 
 // Where one tensor lies in a file.
 struct TensorSource {
-    std::string path;
+    std::string path;  // UTF-8
     uint64_t offset = 0;
     uint64_t nbytes = 0;
     DType dtype;
@@ -113,8 +113,8 @@ class WeightStore : public ParameterSource {
     // Mapped parameters leave memory until they are read again.
     void release_pages() const;
 
-    // The parameters that networks have asked for.
-    std::vector<ggml_tensor*> parameters() const;
+    // The parameters that networks have asked for, in that order: by and large that of their use.
+    const std::vector<ggml_tensor*>& parameters() const noexcept { return asked_for_; }
 
     // Bytes that the store owns (converted parameters) and bytes mapped from files and used in
     // place.
@@ -139,6 +139,7 @@ class WeightStore : public ParameterSource {
     ggml_type supported(ggml_type type) const;
 
     std::map<std::string, Entry> entries_;
+    std::vector<ggml_tensor*> asked_for_;
     std::map<std::string, Beside> beside_;
     std::map<std::string, std::shared_ptr<MappedFile>> files_;
     std::vector<std::unique_ptr<uint8_t[]>> owned_;

@@ -7,13 +7,14 @@
 
 #include "base/error.h"
 #include "runtime/device.h"
+#include "runtime/library.h"
 #include "weights/parallel.h"
 
 namespace sde {
 namespace {
 
 void write(const std::string& path, uint64_t offset, const void* data, size_t bytes) {
-    std::fstream file(path, std::ios::binary | std::ios::in | std::ios::out);
+    std::fstream file(from_utf8(path), std::ios::binary | std::ios::in | std::ios::out);
     file.seekp(static_cast<std::streamoff>(offset));
     file.write(static_cast<const char*>(data), static_cast<std::streamsize>(bytes));
     file.flush();
@@ -35,7 +36,7 @@ uint64_t transcode(const TensorSource& source, const std::string& path, uint64_t
         throw Error(ErrorKind::Weights, "rows of " + std::to_string(row) +
                                             " values do not fit into blocks of " +
                                             std::to_string(dtype.block_elements()));
-    const MappedFile file{std::filesystem::path(source.path)};
+    const MappedFile file{from_utf8(source.path)};
     const uint8_t* bytes = file.bytes(source.offset, source.nbytes);
     const size_t out_bytes = dtype.bytes(elements);
     const bool plain = source.plain() && !edit;

@@ -7,6 +7,7 @@ to link with (the real one comes with the driver).
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -35,13 +36,24 @@ def complete(root: Path) -> None:
         plain = libraries / f"{library.name.split('.so')[0]}.so"
         if not plain.exists():
             plain.symlink_to(library.name)
-    stubs = libraries / "stubs"
-    stubs.mkdir(exist_ok=True)
+    make_driver_stub(root / "include" / "cuda.h", libraries / "stubs")
+
+
+def make_driver_stub(header: Path, folder: Path) -> None:
+    """Make a ``libcuda.so`` with the driver's functions, empty.
+
+    A library without them would do for the linker, but it would then not note that it needs ``libcuda.so.1``, and its
+    functions would be missing where the driver is installed too.
+    """
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise SystemExit("a C compiler is needed to make a stub of libcuda.so")
-    options = ["-shared", "-Wl,-soname,libcuda.so.1", "-x", "c", "/dev/null"]
-    subprocess.run([compiler, *options, "-o", str(stubs / "libcuda.so")], check=True)
+    names = sorted(set(re.findall(r"\bcu[A-Z]\w+", header.read_text("utf-8"))))
+    folder.mkdir(exist_ok=True)
+    options = ["-shared", "-w", "-Wl,-soname,libcuda.so.1", "-x", "c", "-"]
+    source = "".join(f"void {name}(void) {{}}\n" for name in names)
+    command = [compiler, *options, "-o", str(folder / "libcuda.so")]
+    subprocess.run(command, input=source, text=True, check=True)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from .embeddings import Embeddings
 from .errors import ParameterError, SDEngineError
 from .loading.text_parts import Tokenizers
 from .memory.sizes import Size
-from .model_source import ModelSource
+from .model_source import Arithmetic, ModelSource
 from .pipeline import Pipeline
 from .results import Result
 
@@ -34,7 +34,7 @@ def load(
     prediction: str | None = None,
     device: str | Mapping[str, str] = "auto",
     threads: int = 0,
-    precise: bool = False,
+    arithmetic: Arithmetic = "standard",
     weight_type: str | None = None,
     embeddings: Embeddings | None = None,
     loras: Sequence[LoraLike] | LoraLike | None = None,
@@ -64,9 +64,11 @@ def load(
         device: a name from :func:`sdengine.devices`, ``"auto"``, or a mapping to names from ``"denoiser"``, ``"text"``
             and ``"vae"`` (docs/devices.md).
         threads: CPU threads; 0 takes one per physical core.
-        precise: sum every convolution directly. Otherwise 3x3 convolutions take Winograd's shorter way where it is
-            faster, whose relative error from exact arithmetic is 1e-6 instead of 3e-7; pictures look the same, and take
-            up to twice as long with it.
+        arithmetic: how much may be rounded on the CPU. ``"standard"`` is float32, whose 3x3 convolutions take
+            Winograd's shorter way where it is faster (relative error 1e-6 instead of 3e-7). ``"precise"`` sums these
+            directly, which takes up to twice as long. ``"fast"`` rounds what is multiplied to 8 bits for quantized
+            weights and to bfloat16 for others and for attention, where the processor has instructions for that, and
+            else is ``"standard"``: pictures change in details (docs/arithmetic.md).
         weight_type: hold the weights in this type (``"q8_0"``, ``"q4_k"``, ...) with the rules of
             :func:`sdengine.convert`, quantized while loading; None uses the file's own, in place.
         embeddings: textual inversion files: a mapping from the names that prompts use to paths, or paths alone, whose
@@ -105,7 +107,7 @@ def load(
         prediction=prediction,
         device=device,
         threads=threads,
-        precise=precise,
+        arithmetic=arithmetic,
         weight_type=weight_type,
         embeddings=embeddings,
         loras=as_loras(loras),

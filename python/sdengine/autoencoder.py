@@ -38,7 +38,9 @@ class Autoencoder:
         factor: int,
         device: _core.Device,
         weight_type: str | None = None,
+        part: str = "vae",
     ) -> None:
+        self._part = part
         self.config: Mapping[str, Any] = plan.config
         self.factor = factor
         self.scale = float(plan.config["scaling_factor"])
@@ -91,7 +93,7 @@ class Autoencoder:
             cut = _tiling(self.decoder, "latents", shape, 1, tile, circular, most)
             return _core.decode_latents(self.decoder, plain, self.factor, *cut, circular, cancel)
 
-        made = self.kept(made_of_tiles, "vae_decoder")
+        made = self.kept(made_of_tiles, f"{self._part}_decoder")
         _release(self.decoder)
         return made
 
@@ -153,7 +155,7 @@ class Autoencoder:
             cut = _tiling(self.encoder, "image", shape, self.factor, tile, circular, most)
             return _core.encode_image(self.encoder, image, self.factor, *cut, circular, cancel)
 
-        made = self.kept(made_of_tiles, "vae_encoder")
+        made = self.kept(made_of_tiles, f"{self._part}_encoder")
         _release(self.encoder)
         channels = int(self.config["latent_channels"])
         factor = self.scale / self._deviation

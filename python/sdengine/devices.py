@@ -54,11 +54,13 @@ class UnusableBackend:
         kind: ``"cuda"``, ``"metal"`` or ``"vulkan"``.
         library: the path of its library.
         reason: what the system, the driver or the library said.
+        needs: what it needs to be used.
     """
 
     kind: str
     library: str
     reason: str
+    needs: str
 
 
 class Devices(NamedTuple):

@@ -21,10 +21,11 @@ from .checks import check_number, check_path, check_whole
 from .errors import ParameterError
 from .interpolation import enlarge
 from .sampling import resolve_names
-from .upscalers import Upscaler, load_upscaler
+from .upscalers import Upscaler
 
 if TYPE_CHECKING:
     from .params import GenerateParameters
+    from .pipeline import Pipeline
 
 Array = NDArray[np.float32]
 
@@ -301,6 +302,25 @@ def second_options(plan: Plan, first: GenerateParameters, keeps_image: bool) -> 
     }
 
 
+def network_of(pipeline: Pipeline, wanted: Hires, given: Upscaler | None) -> Upscaler | None:
+    """The network that enlarges between the passes; None for interpolation.
+
+    Args:
+        pipeline: that the passes are of; it remembers the network.
+        wanted: the hires pass. A network that it names by path is opened on the autoencoder's device, and stays.
+        given: a loaded one.
+    """
+    if given is None and is_known(wanted.upscaler):
+        return None
+    if given is None:
+        there = pipeline.upscaler
+        if there is not None and str(there.plan.network.path) == wanted.upscaler:
+            return there
+        given = Upscaler(wanted.upscaler, on=pipeline.devices.vae)
+    pipeline.upscaler = given
+    return given
+
+
 def enlarged_pictures(
     pictures: Sequence[Image.Image],
     hires: Hires,
@@ -312,12 +332,13 @@ def enlarged_pictures(
     Args:
         pictures: of the first pass.
         hires: the second.
-        upscaler: a loaded network, where one was given in place of its path.
+        upscaler: the network that enlarges them; None where it is an interpolation.
         cancel: stops it.
     """
-    if upscaler is None and not is_known(hires.upscaler):
-        upscaler = load_upscaler(hires.upscaler)
-    return [_enlarged(picture, hires, upscaler, cancel) for picture in pictures]
+    made = [_enlarged(picture, hires, upscaler, cancel) for picture in pictures]
+    if upscaler is not None:
+        upscaler.release()
+    return made
 
 
 def _enlarged(

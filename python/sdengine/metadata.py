@@ -46,7 +46,7 @@ def format_parameters(parameters: Mapping[str, object]) -> str:
 
     Args:
         parameters: ``prompt``, ``negative_prompt``, ``width`` and ``height``, and the options of a
-            generation by their names; ``model``, ``model_hash``, ``vae``, ``refiner``, ``task``,
+            generation by their names; ``model``, ``model_hash``, ``vae``, ``arithmetic``, ``refiner``, ``task``,
             ``version``; the fields of :class:`sdengine.Guidance`. Any other key is written as it is
             named, its value as text. None is left out. Samplers and schedules are written under
             A1111's names. ``version`` defaults to this package's.

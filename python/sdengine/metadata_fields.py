@@ -195,6 +195,7 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field("model_hash", "Model hash", str, str),
     Field("model", "Model", str, str),
     Field("vae", "VAE", str, str),
+    Field("arithmetic", "Arithmetic", str, str),
     Field("variation_seed", "Variation seed", number, int),
     Field("variation_strength", "Variation seed strength", number, float),
     Field("strength", "Denoising strength", number, float),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .pipeline import Pipeline
 
 AnyPath = str | PathLike[str]
+Arithmetic = Literal["precise", "standard", "fast"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ModelSource:
     prediction: str | None = None
     device: str | Mapping[str, str] = "auto"
     threads: int = 0
-    precise: bool = False
+    arithmetic: Arithmetic = "standard"
     weight_type: str | None = None
     embeddings: Embeddings | None = None
     loras: tuple[Lora, ...] = ()

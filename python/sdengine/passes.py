@@ -69,7 +69,8 @@ def second_pass(pipeline: Pipeline, first: Run, inputs: RunInputs, token: _core.
     if wanted.upscaler in hires.LATENT:
         clean = hires.enlarged_latents(first.latents, wanted, pipeline.model.latents.factor)
     else:
-        pictures = hires.enlarged_pictures(first.result().images, wanted, plan.upscaler, token)
+        upscaler = hires.network_of(pipeline, wanted, plan.upscaler)
+        pictures = hires.enlarged_pictures(first.result().images, wanted, upscaler, token)
         if looks and options.get("image") is not None:
             clean = pipeline.encode_image(pictures, tile=inputs.tile)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from PIL import Image
 from . import _core, generation, images, passes, previews
 from .adapters import LoraLike, Loras, as_loras, widened
 from .autoencoder import Autoencoder
-from .checks import check_choice, check_flag, check_path
+from .checks import check_choice, check_path
 from .conditioning import Conditioning, of_equal_length, stack_texts
 from .control import LoadedControl
 from .devices import Devices, open_devices, parse_devices
@@ -29,7 +29,7 @@ from .memory.choosing import Limits
 from .memory.keeping import Memory
 from .memory.plan import Plan
 from .memory.sizes import Size, parse_size
-from .model_source import AnyPath, ModelSource
+from .model_source import AnyPath, Arithmetic, ModelSource
 from .options import GenerateOptions, Texts, checked_latents, texts
 from .params import SEAMLESS, size_values
 from .prompt import with_prefix
@@ -42,6 +42,7 @@ from .stores import make_store
 from .text_encoders import TextEncoders, open_encoders
 from .tokenizers import ClipTokenizer
 from .tokenizers.text import TextTokenizer
+from .upscalers import Upscaler
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -68,6 +69,7 @@ class Pipeline:
         text_encoders: with their tokenizers.
         vae: the autoencoder.
         preview_vae: a tiny one for previews, or None.
+        upscaler: the network of the hires pass that was planned or made last, or None.
         denoiser: the network that predicts.
         adapters: applies LoRAs to the networks.
         loras: those that apply unless a call says otherwise.
@@ -95,15 +97,17 @@ class Pipeline:
         self.config: Mapping[str, Mapping[str, Any]] = {
             name: component.config for name, component in plan.components.items()
         }
-        check_flag("precise", source.precise)
+        check_choice("arithmetic", source.arithmetic, get_args(Arithmetic))
         self._devices = devices = open_devices(source.device, source.threads)
         for device in set(devices):
-            device.set_precise(source.precise)
+            device.set_arithmetic(source.arithmetic)
         self.text_encoders = TextEncoders(
             open_encoders(plan, source.tokenizer, devices.text, weight_type),
             plan.context_width,
             make_cache(source.prompt_cache),
-            encoders_identity(plan, weight_type, parse_devices(source.device)["text"]),
+            encoders_identity(
+                plan, weight_type, parse_devices(source.device)["text"], source.arithmetic
+            ),
         )
         for embedding in read_embeddings({} if source.embeddings is None else source.embeddings):
             self.text_encoders.add_embedding(embedding)
@@ -113,7 +117,8 @@ class Pipeline:
         self.preview_vae: Autoencoder | None = None
         if source.preview_vae is not None:
             tiny = plan_preview_vae(plan, source.preview_vae)
-            self.preview_vae = Autoencoder(tiny, plan.latents.factor, devices.vae)
+            self.preview_vae = Autoencoder(tiny, plan.latents.factor, devices.vae, part="preview")
+        self.upscaler: Upscaler | None = None
         self.image_prompt: LoadedImagePrompt | None = None
         denoiser = plan.components[plan.family.denoiser]
         if source.ip_adapter is not None:
@@ -142,6 +147,8 @@ class Pipeline:
         self._running: set[_core.CancelToken] = set()
         self.memory: Memory | None = Memory(self, limits)
         self.vae.kept = self.text_encoders.kept = self.memory.kept
+        if self.preview_vae is not None:
+            self.preview_vae.kept = self.memory.kept
 
     def __repr__(self) -> str:
         return f"<sdengine.Pipeline {self.model.title} from {str(self.model.path)!r}>"
@@ -186,7 +193,10 @@ class Pipeline:
 
     @property
     def networks(self) -> dict[str, _core.Network]:
-        """The native networks by component; both halves of the autoencoder, control networks by position."""
+        """The native networks by component; both halves of the autoencoder, control networks by position.
+
+        With the decoder of previews and the upscaler of the hires pass, where there are.
+        """
         return {
             self.model.family.denoiser: self.denoiser,
             **self.text_encoders.networks,
@@ -194,6 +204,8 @@ class Pipeline:
             "vae_decoder": self.vae.decoder,
             **{f"control_{i}": control.network for i, control in enumerate(self.controls)},
             **({} if self.image_prompt is None else self.image_prompt.networks),
+            **({} if self.preview_vae is None else {"preview_decoder": self.preview_vae.decoder}),
+            **({} if self.upscaler is None else {"upscaler": self.upscaler.network}),
         }
 
     @property
@@ -423,7 +435,12 @@ class Pipeline:
         return pictures if output_type == "numpy" else images.to_pil(pictures)
 
     def preview(
-        self, latents: Array, method: str | None = None, *, seamless: str = ""
+        self,
+        latents: Array,
+        method: str | None = None,
+        *,
+        seamless: str = "",
+        tile: int | None = None,
     ) -> list[Image.Image]:
         """Quick pictures of clean latents.
 
@@ -433,6 +450,7 @@ class Pipeline:
                 ``"tiny"``, the autoencoder that was given as ``preview_vae``; ``"full"``, the model's own. None takes
                 the tiny one where there is one, else the map.
             seamless: ``"x"``, ``"y"`` or ``"xy"``: opposite edges join.
+            tile: of ``"full"``, as for :meth:`decode_latents`.
 
         Raises:
             ParameterError: the model's latents have no such map, or there is no tiny autoencoder.
@@ -441,7 +459,7 @@ class Pipeline:
             method = "linear" if self.preview_vae is None else "tiny"
         method = previews.check_method(method)
         if method == "full":
-            return self._pictures(self.vae, latents, seamless)
+            return self._pictures(self.vae, latents, seamless, tile)
         if method == "linear":
             projection = self._projection()
             return previews.preview(
@@ -453,11 +471,15 @@ class Pipeline:
             )
         return self._pictures(self.preview_vae, latents, seamless)
 
-    def _pictures(self, vae: Autoencoder, latents: Array, seamless: str) -> list[Image.Image]:
+    def _pictures(
+        self, vae: Autoencoder, latents: Array, seamless: str, tile: int | None = None
+    ) -> list[Image.Image]:
         check_choice("seamless", seamless, SEAMLESS)
         array = checked_latents("latents", latents)
+        if self.memory is not None:
+            self.memory.before_preview(vae)
         with self.running() as token:
-            return images.to_pil(vae.decode(array, None, token, circular=SEAMLESS[seamless]))
+            return images.to_pil(vae.decode(array, tile, token, circular=SEAMLESS[seamless]))
 
     def _projection(self) -> previews.Projection:
         known = previews.stored(self.model.metadata)

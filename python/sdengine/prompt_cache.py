@@ -169,19 +169,24 @@ def _pieces(value: Any) -> Iterable[bytes]:
         yield f"{type(value).__name__} {value!r}".encode("utf-8", "surrogatepass")
 
 
-def encoders_identity(plan: ModelPlan, weight_type: str | None, device: str) -> str:
+def encoders_identity(
+    plan: ModelPlan, weight_type: str | None, device: str, arithmetic: str
+) -> str:
     """What the answers of a model's text encoders depend on besides the tokens: equal for equal answers.
 
     Args:
         plan: of the model.
         weight_type: which the weights are held in; None is the files' own.
         device: which computes; others may round otherwise.
+        arithmetic: how it computes.
     """
     parts = {use.component: plan.components.get(use.component) for use in plan.family.text}
     read = {n: None if p is None else _component_identity(p) for n, p in parts.items()}
     core = getattr(_core, "__file__", None)
     build = _core.__version__, file_identity(core) if core else None
-    return key_of(build, device, weight_type, plan.context_width, plan.family.text, read)
+    return key_of(
+        build, device, arithmetic, weight_type, plan.context_width, plan.family.text, read
+    )
 
 
 def _component_identity(part: ComponentPlan) -> tuple[object, ...]:

@@ -277,7 +277,9 @@ class Run:
         if sigma > 0.0:
             scale = plan_steps(self._pipeline.model, self.parameters).prediction.input_scale
             latents = latents * np.float32(scale(sigma) / scale(0.0))
-        return self._pipeline.preview(latents, method, seamless=self.parameters.seamless)
+        return self._pipeline.preview(
+            latents, method, seamless=self.parameters.seamless, tile=self._inputs.tile
+        )
 
     # ------------------------------------------------------------------------------------ passes
     def next_pass(self) -> Run | None:
@@ -367,6 +369,8 @@ class Run:
         if pictures.frames and not self.parameters.only_masked:
             height, width = pictures.frames[0].mask.shape
             of_each = [{**one, "width": width, "height": height} for one in of_each]
+        if self._pipeline.source.arithmetic == "fast":
+            of_each = [{**one, "arithmetic": "fast"} for one in of_each]
         if not self._inputs.loras:
             return of_each
         named = ", ".join(str(lora) for lora in self._inputs.loras)

@@ -97,7 +97,8 @@ class Library:
         ]
 
     def unusable_backends(self) -> list[Any]:
-        return [UnusableBackend("cuda", "libggml-cuda.so", "libcuda.so.1: no such file")]
+        missing = ("libcuda.so.1: no such file", "it needs a driver")
+        return [UnusableBackend("cuda", "libggml-cuda.so", *missing)]
 
 
 @pytest.fixture

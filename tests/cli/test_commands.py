@@ -86,7 +86,7 @@ def test_devices(run: Run) -> None:
     assert run("devices").stdout.splitlines() == [
         "cpu  A Fast Chip, 8 threads, 64.00 GB, 32.00 GB free",
         "x  ?",
-        "cuda cannot be used: libcuda.so.1: no such file (libggml-cuda.so)",
+        "cuda cannot be used: libcuda.so.1: no such file (libggml-cuda.so); it needs a driver",
     ]
     found = json.loads(run("devices", "--json").stdout)
     assert found["devices"][0]["description"] == "A Fast Chip"

@@ -36,16 +36,17 @@ def test_model_options_reach_the_library(run: Run, library: Library) -> None:
     result = run(
         *("generate", "a cat", "-m", "m.gguf", "--vae", "v.safetensors"),
         *("--text-encoder", "text_encoder=a=b", "--text-encoder", "text_encoder_2=c"),
-        *("--tokenizer", "tok", "--device", "cpu", "--threads", 3, "--precise"),
+        *("--tokenizer", "tok", "--device", "cpu", "--threads", 3),
         *("--family", "sdxl", "--prediction", "v_prediction", "--weight-type", "q8_0"),
         *("-n", "blurry", "--taesd", "tiny.gguf", "--prompt-cache", "kept"),
+        *("--arithmetic", "fast"),
     )
     assert result.exit_code == 0, result.output
     load, generate = library.calls
     options = {"vae": "v.safetensors", "tokenizer": "tok", "device": "cpu", "threads": 3}
     options |= {"family": "sdxl", "prediction": "v_prediction", "weight_type": "q8_0"}
     options["text_encoders"] = {"text_encoder": "a=b", "text_encoder_2": "c"}
-    options |= {"preview_vae": "tiny.gguf", "prompt_cache": "kept", "precise": True}
+    options |= {"preview_vae": "tiny.gguf", "prompt_cache": "kept", "arithmetic": "fast"}
     assert load == ("load", ("m.gguf",), options)
     assert generate[1:] == (("a cat",), {"negative_prompt": "blurry"})
 

@@ -65,6 +65,13 @@ def test_four_bits(tmp_path: Path, as_shipped: float) -> None:
     assert accuracy(sdengine.load(path), 100) >= as_shipped - 0.05
 
 
+@pytest.mark.parametrize("weight_type", ["f16", "q8_0"])
+def test_fast_arithmetic(weight_type: str, as_shipped: float) -> None:
+    """Bfloat16, and 8 bits."""
+    pipe = sdengine.load(DEMO_MODEL, weight_type=weight_type, arithmetic="fast")
+    assert accuracy(pipe, 50) >= as_shipped - 0.05
+
+
 @pytest.mark.filterwarnings("ignore::sdengine.UnwiseWarning")  # tcd is for distilled models
 @pytest.mark.parametrize(
     "sampler", [s for s in SAMPLERS if s != "lcm"]

@@ -166,7 +166,8 @@ def test_a_network_between_the_passes(tmp_path: Path) -> None:
         second = finish(one.next_pass())
         np.testing.assert_array_equal(second.latents, by_path.latents)
     small, wanted = run.result().image, run.parameters.hires
-    (large,) = hires.enlarged_pictures([small], wanted, None, _core.CancelToken())
+    opened = hires.network_of(demo_pipeline(), wanted, None)
+    (large,) = hires.enlarged_pictures([small], wanted, opened, _core.CancelToken())
     assert large == loaded.upscale(small, scale=2)
     assert by_path.metadata[0]["hires_upscaler"] == "x4.pth"
 

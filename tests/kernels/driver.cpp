@@ -2,8 +2,9 @@
 // thread) and emulators of other processors. Every kernel of every variant that the processor has,
 // on odd and tiny shapes, batches, every epilogue and weight type, with 1 to 4 threads and memory
 // one float (weights: one byte) behind any boundary, against the plain one in double precision.
-// Results must be the same bits for every number of threads. pytest checks more shapes, against
-// other libraries.
+// Results must be the same bits for every number of threads. The units of arithmetic="fast" are
+// held against their plain one as well, which rounds operands in the same way. pytest checks more
+// shapes, against other libraries.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -11,9 +12,11 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/dispatch.h"
+#include "kernels/fast/fast.h"
 
 namespace {
 
@@ -21,6 +24,9 @@ using namespace sde::kernels;
 
 // Relative L2 errors from the double precision; the same as in the tests in Python.
 constexpr double kDirect = 1e-6, kWinograd = 2e-6, kAttention = 1.5e-6;
+// Of 8 bits and of bfloat16, and between one unit and another: sums in another order, for attention
+// also weights that another sum rounds to their other neighbour.
+constexpr double kInt8 = 2e-2, kBf16 = 5e-3, kBetween = 2e-6, kBetweenAttention = 1e-3;
 
 std::mt19937 generator(7);
 
@@ -113,6 +119,52 @@ void check(const std::string& name, Op op, int64_t outputs,
     }
 }
 
+// The kernel of one unit with 1 to 4 threads.
+template <class Op>
+void check_unit(const std::string& name, Op op, const Floats& reference, const Floats& plain,
+                void (*kernel)(const Op&, Team&), double bound, double between) {
+    Floats first(reference.size());
+    for (const int threads : {1, 2, 3, 4}) {
+        Floats found(reference.size());
+        op.output = found.data();
+        run([&](Team& team) { kernel(op, team); }, threads);
+        if (threads == 1) first = found;
+        const double error = relative_error(found, reference);
+        const double difference = relative_error(found, plain);
+        const bool same = !std::memcmp(found.data(), first.data(), found.size() * sizeof(float));
+        ++checks;
+        if (error <= bound && difference <= between && same) continue;
+        ++failures;
+        std::printf("%s, %d threads: error %.2g (at most %.2g), from plain %.2g (%.2g)%s\n",
+                    name.c_str(), threads, error, bound, difference, between,
+                    same ? "" : ", depends on threads");
+    }
+}
+
+// Runs `op` on the reference and on every unit.
+template <class Op>
+void check_units(const std::string& name, Op op, int64_t outputs,
+                 void (*KernelTable::*kernel)(const Op&, Team&),
+                 void (*UnitTable::*unit_kernel)(const Op&, Team&)) {
+    Floats reference(outputs), plain(outputs);
+    op.output = reference.data();
+    run([&](Team& team) { (kernel_table(Isa::Reference).*kernel)(op, team); }, 1);
+    for (const Unit unit : kUnits) {
+        const auto run_unit = available(unit) ? unit_table(unit).*unit_kernel : nullptr;
+        if (!run_unit) continue;
+        const bool is_int8 = std::string(name_of(unit)).rfind("int8", 0) == 0;
+        op.output = plain.data();
+        run(
+            [&](Team& team) {
+                (unit_table(is_int8 ? Unit::Int8Plain : Unit::Bf16Plain).*unit_kernel)(op, team);
+            },
+            1);
+        check_unit(name + ", " + name_of(unit), op, reference, plain, run_unit,
+                   is_int8 ? kInt8 : kBf16,
+                   std::is_same_v<Op, Attention> ? kBetweenAttention : kBetween);
+    }
+}
+
 // The terms of an epilogue for a product of [batch * rows, channels].
 struct Terms {
     Floats bias, batch_bias, residual, gate;
@@ -165,6 +217,11 @@ void check_conv(const ConvShape& s, ggml_type type, int terms_number) {
               op, s.batch * pixels * s.out, &KernelTable::conv2d,
               method == ConvMethod::Direct ? kDirect : kWinograd);
     }
+    if (is_product(op))
+        check_units("conv2d " + std::to_string(s.height) + "x" + std::to_string(s.width) + " " +
+                        std::to_string(s.in) + "->" + std::to_string(s.out) + " kernel " +
+                        std::to_string(s.kernel) + " " + ggml_type_name(type),
+                    op, s.batch * pixels * s.out, &KernelTable::conv2d, &UnitTable::conv2d);
 }
 
 void check_convs() {
@@ -207,15 +264,17 @@ void check_linear(int64_t batch, int64_t rows, int64_t in, int64_t out, ggml_typ
     op.rows = batch * rows, op.in_features = in, op.rows_per_batch = rows;
     op.weight = weight.weight;
     op.epilogue = terms.choose(terms_number, out);
-    check("linear " + std::to_string(batch * rows) + " " + std::to_string(in) + "->" +
-              std::to_string(out) + " " + ggml_type_name(type),
-          op, op.rows * out, &KernelTable::linear, kDirect);
+    const std::string name = "linear " + std::to_string(batch * rows) + " " + std::to_string(in) +
+                             "->" + std::to_string(out) + " " + ggml_type_name(type);
+    check(name, op, op.rows * out, &KernelTable::linear, kDirect);
+    check_units(name, op, op.rows * out, &KernelTable::linear, &UnitTable::linear);
 }
 
 void check_linears() {
-    const int64_t shapes[][3] = {{1, 1, 1},    {1, 320, 130},  {2, 1280, 64}, {3, 5, 3},
-                                 {7, 1500, 9}, {13, 100, 70},  {77, 768, 33}, {300, 40, 16},
-                                 {8, 1100, 3}, {260, 64, 200}, {5, 8, 17}};
+    const int64_t shapes[][3] = {{1, 1, 1},      {1, 320, 130},  {2, 1280, 64}, {3, 5, 3},
+                                 {7, 1500, 9},   {13, 100, 70},  {77, 768, 33}, {300, 40, 16},
+                                 {8, 1100, 3},   {260, 64, 200}, {5, 8, 17},    {150, 1500, 53},
+                                 {1030, 600, 40}};
     int number = 0;
     for (const auto& [rows, in, out] : shapes)
         for (const int64_t batch : {1, 3})
@@ -251,10 +310,12 @@ void check_attention(int64_t batch, int64_t q, int64_t kv, int64_t heads, int64_
     if (variant & 2) op.mask = mask.data(), op.mask_batch = batch, op.mask_heads = heads;
     if (variant & 4) op.distance_bias = bias.data();
     if (variant & 8) op.softcap = 5;
-    check("attention " + std::to_string(q) + "x" + std::to_string(kv) + " " +
-              std::to_string(heads) + "x" + std::to_string(head_dim) + " variant " +
-              std::to_string(variant),
-          op, batch * q * width, &KernelTable::attention, kAttention);
+    const std::string name = "attention " + std::to_string(q) + "x" + std::to_string(kv) + " " +
+                             std::to_string(heads) + "x" + std::to_string(head_dim) + " variant " +
+                             std::to_string(variant);
+    check(name, op, batch * q * width, &KernelTable::attention, kAttention);
+    if (!variant)
+        check_units(name, op, batch * q * width, &KernelTable::attention, &UnitTable::attention);
 }
 
 void check_attentions() {
@@ -296,6 +357,8 @@ void check_norms() {
 int main() {
     for (const Isa isa : kIsas)
         if (available(isa)) std::printf("%s ", name_of(isa));
+    for (const Unit unit : kUnits)
+        if (available(unit)) std::printf("%s ", name_of(unit));
     std::printf("\n");
     check_convs();
     check_linears();

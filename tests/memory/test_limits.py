@@ -15,7 +15,7 @@ from sdengine import _core
 from sdengine.api import DEMO_MODEL
 from sdengine.errors import OutOfMemoryError
 
-from .conftest import PROMPT
+from .conftest import PROMPT, Load
 
 SAME: dict[str, Any] = {"steps": 2, "seed": 5}
 
@@ -127,3 +127,25 @@ def test_every_allocation_may_fail(pipe: sdengine.Pipeline, n: int) -> None:
         _core.fail_allocation(0)
     again = pipe.generate(PROMPT, **SAME).latents
     np.testing.assert_allclose(again, expected, rtol=0, atol=2e-5)
+
+
+def test_weights_that_stay_leave_when_memory_runs_out(portable: Load) -> None:
+    options: dict[str, Any] = {"width": 64, "height": 64, "guidance_scale": 1.0, **SAME}
+    free = portable()
+    expected = free.generate(PROMPT, **options).latents
+    plan = free.plan(prompt=PROMPT, **options)
+    steps = next(stage for stage in plan.stages if stage.name == "steps")
+    limit = (plan.smallest_limit + steps.networks) // 2
+    pipe = portable(memory_limit=limit)
+    run = pipe.start(PROMPT, **options)
+    assert pipe.memory.placement.keep["unet"] > 0
+    _core.fail_allocation(1)
+    try:
+        run.step()
+    finally:
+        _core.fail_allocation(0)
+    assert pipe.memory.placement.keep == {}
+    assert pipe.memory.placement.policies["unet"] == "stream"
+    while not run.done:
+        run.step()
+    assert np.array_equal(run.latents, expected)

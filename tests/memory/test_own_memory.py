@@ -1,20 +1,22 @@
-"""Limits on a device with memory of its own: the CPU seen as one, whose counters say what was taken."""
+"""Limits on a device with memory of its own, whose counters say what was taken (conftest says which device)."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from sdengine import _core
+from sdengine.device_checks import relative_error
 from sdengine.errors import OutOfMemoryError
 
 from .conftest import PROMPT, Load
 
 SAME: dict[str, Any] = {"steps": 1, "seed": 5, "guidance_scale": 4.0, "tile": 8}
 SIZES = [(128, 1), (128, 3), (192, 2)]
-SHARES = [1.0, 0.7, 0.5, 0.3, 0.15, 0.02]
+SHARES = [1.0, 0.85, 0.7, 0.6, 0.45, 0.3, 0.15, 0.02]
 """Limits as parts of what a generation takes when all of it is resident."""
 
 
@@ -22,7 +24,7 @@ SHARES = [1.0, 0.7, 0.5, 0.3, 0.15, 0.02]
 def test_every_accepted_limit_is_kept(portable: Load, side: int, count: int) -> None:
     options = {**SAME, "width": side, "height": side, "batch_size": count}
     largest = portable().plan(prompt=PROMPT, **{**options, "memory_limit": "8GB"})
-    whole = largest.peak_memory
+    whole = largest.peak_memory + largest.scratch  # what a backend may need for itself stays free
     accepted = set()
     for share in SHARES:
         limit = round(share * whole)
@@ -56,29 +58,27 @@ def test_the_host_gives_pages_back_when_it_has_a_limit(portable: Load) -> None:
     pipe = portable()
     plan = pipe.plan(memory_limit="8GB")
     assert set(plan.placement.policies.values()) == {"resident"}
-    tight = pipe.plan(memory_limit=plan.peak_memory - 10**6)
+    less = plan.peak_memory + plan.scratch - 10**6
+    tight = pipe.plan(memory_limit=less)
     assert "offload" in tight.placement.policies.values()
     assert tight.peak_host_memory > plan.peak_host_memory
-    both = pipe.plan(
-        memory_limit=plan.peak_memory - 10**6, host_memory_limit=tight.peak_host_memory - 10**6
-    )
+    both = pipe.plan(memory_limit=less, host_memory_limit=tight.peak_host_memory - 10**6)
     assert both.fits
     assert both.peak_host_memory < tight.peak_host_memory
     assert "disk" in both.placement.policies.values()
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 13])
-def test_any_allocation_may_fail(portable: Load, n: int) -> None:
-    pipe = portable(memory_limit="8GB")
+def test_any_allocation_may_fail(portable: Load, plain_model: Path, n: int) -> None:
+    pipe = portable(plain_model, memory_limit="8GB")
     expected = pipe.generate(PROMPT, **SAME).latents
     _core.fail_allocation(n)
     try:
         found = pipe.generate(PROMPT, **SAME).latents
-        # ggml's own matrix products round to f16, and not alike for batches of one and of two.
-        assert np.linalg.norm(found - expected) <= 1e-2 * np.linalg.norm(expected)
+        assert relative_error(found, expected) <= 1e-5  # batches may have been cut
     except OutOfMemoryError:
         pass
     finally:
         _core.fail_allocation(0)
     again = pipe.generate(PROMPT, **SAME)
-    assert np.linalg.norm(again.latents - expected) <= 1e-2 * np.linalg.norm(expected)
+    assert relative_error(again.latents, expected) <= 1e-5

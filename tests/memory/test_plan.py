@@ -13,6 +13,7 @@ from PIL import Image
 
 import sdengine
 from sdengine import _core
+from sdengine.api import DEMO_MODEL
 from sdengine.errors import ParameterError
 from sdengine.memory import ground
 from sdengine.memory.footprint import Stage, _most_held
@@ -203,3 +204,37 @@ def test_the_command(tmp_path: Path) -> None:
     done = runner.invoke(main, ["plan", str(tmp_path / "none.gguf")])
     assert done.exit_code == 2
     assert "none.gguf" in done.output
+
+
+def test_as_many_weights_stay_as_the_limit_allows() -> None:
+    """On a device with memory of its own, which counts every byte."""
+    pipe = sdengine.load(DEMO_MODEL, device="cpu:portable", prompt_cache=False)
+    options: dict[str, Any] = {"width": 64, "height": 64, "steps": 2, "prompt": PROMPT}
+    free = stage(pipe.plan(**options), "steps").parts[0]
+    bare = pipe.plan(**options, memory_limit=pipe.plan(**options).smallest_limit)
+    least, whole = stage(bare, "steps").networks, free.device
+    expected = pipe.generate(seed=1, **options).latents
+    keeps = []
+    for limit in (least + (whole - least) // 3, least + 2 * (whole - least) // 3):
+        limited = sdengine.load(
+            DEMO_MODEL, device="cpu:portable", prompt_cache=False, memory_limit=limit
+        )
+        plan = limited.plan(**options)
+        part = stage(plan, "steps").parts[0]
+        keeps.append(part.keep)
+        assert part.policy == "stream"
+        assert part.residence.startswith("stream, ")
+        assert f"{part.residence}  " in str(plan)
+        assert limit - 2 * 10**6 < plan.device_bytes(stage(plan, "steps")) <= limit
+        assert np.array_equal(limited.generate(seed=1, **options).latents, expected)
+        assert limited.devices.denoiser.peak_bytes <= limit
+        assert limited.memory.placement.keep == {"unet": part.keep}
+    assert 0 < keeps[0] < keeps[1] < free.weights
+
+
+def test_what_runs_once_keeps_nothing() -> None:
+    pipe = sdengine.load(DEMO_MODEL, device="cpu:portable")
+    limit = pipe.plan().smallest_limit + 10**6
+    for of_stage in pipe.plan(memory_limit=limit).stages:
+        if of_stage.name == "text_encoder":
+            assert of_stage.parts[0].keep == 0

@@ -31,7 +31,7 @@ def picture(batch: int, channels: int, height: int, width: int) -> np.ndarray:
 def run(path: Path, image: np.ndarray, **tiling: int) -> np.ndarray:
     upscaler = load_upscaler(path)
     grid = upscaler.plan.grid if tiling else 1
-    return _core.upscale_image(upscaler._network, image, upscaler.scale, grid, **tiling)
+    return _core.upscale_image(upscaler.network, image, upscaler.scale, grid, **tiling)
 
 
 def expected(model: torch.nn.Module, image: np.ndarray) -> np.ndarray:

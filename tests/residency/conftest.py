@@ -1,7 +1,11 @@
-"""Tiny networks of several kinds, on the CPU and on the CPU as a device with memory of its own."""
+"""Tiny networks of several kinds, on the CPU and on a device with memory of its own.
+
+That is the CPU seen as one, or what SDENGINE_TEST_DEVICE names (`nox -s vulkan`).
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +15,14 @@ import numpy as np
 import pytest
 
 from sdengine import _core
+from sdengine.devices import PORTABLE, open_device
 from sdengine.loading import ComponentPlan, plan_model
 from sdengine.stores import make_store
 from tests.dit_models import tiny_flux_folder
 from tests.models import tiny_sd1_folder
 
 Arrays = Mapping[str, np.ndarray]
+NAME = os.environ.get("SDENGINE_TEST_DEVICE", PORTABLE)
 
 
 @dataclass(frozen=True)
@@ -93,9 +99,14 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tiny]:
     return {name: make(sd1, flux) for name, make in KINDS.items()}
 
 
+def new_device(threads: int = 1) -> _core.Device:
+    """With counters of its own, also where it is the same card."""
+    return open_device(NAME, threads)
+
+
 @pytest.fixture
 def device() -> _core.Device:
-    return _core.Device.cpu(1, portable=True)
+    return new_device()
 
 
 def assert_same(found: Arrays, expected: Arrays) -> None:
@@ -103,3 +114,8 @@ def assert_same(found: Arrays, expected: Arrays) -> None:
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         assert np.array_equal(found[name], array), name
+
+
+def on_device(planned: Mapping[str, int]) -> int:
+    """Bytes of a footprint that a device holds; staging memory is the host's."""
+    return planned["activations"] + planned["weights"]

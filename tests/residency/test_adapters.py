@@ -9,7 +9,7 @@ import pytest
 
 from sdengine import _core
 
-from .conftest import Tiny, assert_same
+from .conftest import Tiny, assert_same, new_device
 from .test_policies import POLICIES
 
 PAIR = "down_blocks.0.resnets.0.conv1.weight"
@@ -44,7 +44,7 @@ def test_on_and_off(
 ) -> None:
     tiny = tiny_models["unet"]
     change = adapter(tiny, tmp_path / "adapter")
-    reference = tiny.on(_core.Device.cpu(1, portable=True))
+    reference = tiny.on(new_device())
     network = tiny.on(device)
     network.set_residency(policy)
     plain = reference.run(tiny.inputs)

@@ -9,7 +9,7 @@ import pytest
 from sdengine import _core
 from sdengine.errors import Cancelled, OutOfMemoryError
 
-from .conftest import Tiny, assert_same
+from .conftest import Tiny, assert_same, new_device
 from .test_policies import POLICIES
 
 
@@ -25,7 +25,7 @@ def test_every_allocation(
     tiny_models: dict[str, Tiny], device: _core.Device, kind: str, policy: str
 ) -> None:
     tiny = tiny_models[kind]
-    expected = tiny.on(_core.Device.cpu(1, portable=True)).run(tiny.inputs)
+    expected = tiny.on(new_device()).run(tiny.inputs)
     network = tiny.on(device)
     network.set_residency(policy)
     failures = 0
@@ -66,5 +66,5 @@ def test_cancelled(tiny_models: dict[str, Tiny], device: _core.Device, policy: s
     token.cancel()
     with pytest.raises(Cancelled):
         network.run(tiny.inputs, {}, token)
-    expected = tiny.on(_core.Device.cpu(1, portable=True)).run(tiny.inputs)
+    expected = tiny.on(new_device()).run(tiny.inputs)
     assert_same(network.run(tiny.inputs), expected)

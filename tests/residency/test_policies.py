@@ -7,7 +7,7 @@ import pytest
 from sdengine import _core
 from sdengine.errors import ParameterError
 
-from .conftest import KINDS, Tiny, assert_same
+from .conftest import KINDS, NAME, Tiny, assert_same, new_device, on_device
 
 POLICIES = ("resident", "offload", "stream", "disk")
 
@@ -18,7 +18,7 @@ def test_on_a_device(
     tiny_models: dict[str, Tiny], device: _core.Device, kind: str, policy: str
 ) -> None:
     tiny = tiny_models[kind]
-    expected = tiny.on(_core.Device.cpu(1, portable=True)).run(tiny.inputs)
+    expected = tiny.on(new_device()).run(tiny.inputs)
     network = tiny.on(device)
     network.set_residency(policy)
     planned = network.planned(tiny.shapes, {}, policy)
@@ -68,7 +68,7 @@ def test_slots(tiny_models: dict[str, Tiny], device: _core.Device, kind: str) ->
         device.reset_peak()
         assert_same(network.run(tiny.inputs), expected)
         planned = network.planned(tiny.shapes, {}, "stream", slot_bytes)
-        assert device.peak_bytes == sum(planned.values())
+        assert device.peak_bytes == on_device(planned)
         assert planned["weights"] <= max(smallest, 2 * slot_bytes) + smallest
         peaks.append(device.peak_bytes)
     assert peaks == sorted(peaks)
@@ -83,7 +83,7 @@ def test_policies_may_change(tiny_models: dict[str, Tiny], device: _core.Device)
         network.set_residency(policy)
         assert_same(network.run(tiny.inputs), expected)
         planned = network.planned(tiny.shapes, {}, policy)
-        assert device.allocated_bytes == sum(planned.values())
+        assert device.allocated_bytes == on_device(planned)
 
 
 def test_several_shapes_share_the_slots(tiny_models: dict[str, Tiny], device: _core.Device) -> None:
@@ -111,13 +111,13 @@ def test_steady_results_are_kept(tiny_models: dict[str, Tiny], device: _core.Dev
         network.release_weights()
         device.reset_peak()
         network.run(tiny.inputs, {}, None, ["context"])
-        assert device.peak_bytes == sum(planned.values())
+        assert device.peak_bytes == on_device(planned)
 
 
 def test_memory_of_a_device(device: _core.Device) -> None:
     free, total = device.memory()
     assert 0 < free <= total
-    assert device.name == "cpu:portable"
+    assert device.name == NAME
     assert device.has_own_memory
     assert not _core.Device.open("cpu", 1).has_own_memory
 

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 import pytest
 
 from sdengine import _core
+from sdengine.devices import PORTABLE
 from sdengine.errors import OutOfMemoryError, ParameterError
 
-from .conftest import KINDS, Tiny, assert_same
+from .conftest import KINDS, NAME, Tiny, assert_same, new_device, on_device
 from .test_policies import POLICIES
 
 
 @pytest.fixture
 def devices() -> tuple[_core.Device, _core.Device]:
-    return _core.Device.cpu(1, portable=True), _core.Device.cpu(1, portable=True)
+    return new_device(), new_device()
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -36,8 +37,12 @@ def test_same_values(
     planned = network.planned_by_device(tiny.shapes, {}, policy)
     whole = tiny.on(device).planned(tiny.shapes, {}, policy)["activations"]
     assert all(bytes_of["activations"] <= 2 * whole for bytes_of in planned)
-    for each, bytes_of in zip(devices, planned, strict=True):
-        assert each.peak_bytes == sum(bytes_of.values()) > 0
+    taken, expected_bytes = [d.peak_bytes for d in devices], [on_device(b) for b in planned]
+    if NAME == PORTABLE:
+        assert taken == expected_bytes
+    else:  # one card twice: ggml takes the activations of both at once
+        assert sum(taken) <= sum(expected_bytes)
+    assert min(taken) > 0
     network.release()
     network.release_weights()
     if policy != "resident":
@@ -64,7 +69,7 @@ def test_shares(
 
 def test_three_devices(tiny_models: dict[str, Tiny], device: _core.Device) -> None:
     tiny = tiny_models["flux"]
-    devices = [_core.Device.cpu(1, portable=True) for _ in range(3)]
+    devices = [new_device() for _ in range(3)]
     expected = tiny.on(device).run(tiny.inputs)
     assert_same(tiny.on(*devices).run(tiny.inputs), expected)
     assert all(each.peak_bytes > 0 for each in devices)

@@ -10,7 +10,7 @@ from sdengine import _core
 from sdengine.errors import ParameterError
 from sdengine.stores import make_store
 
-from .conftest import Tiny, assert_same
+from .conftest import NAME, Tiny, assert_same, new_device
 from .test_policies import POLICIES
 
 RUNS = 4
@@ -19,7 +19,7 @@ RUNS = 4
 @pytest.mark.parametrize("portable", [False, True], ids=["cpu", "own-memory"])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_one_network_and_two(tiny_models: dict[str, Tiny], policy: str, portable: bool) -> None:
-    device = _core.Device.cpu(2, portable=portable)
+    device = new_device(2) if portable else _core.Device.cpu(2)
     tinies = [tiny_models[kind] for kind in ("unet", "clip_text")]
     networks = [tiny.on(device) for tiny in tinies]
     expected = [network.run(tiny.inputs) for tiny, network in zip(tinies, networks, strict=True)]
@@ -37,7 +37,7 @@ def test_one_network_and_two(tiny_models: dict[str, Tiny], policy: str, portable
 
 
 def test_two_networks_over_one_store(tiny_models: dict[str, Tiny]) -> None:
-    device = _core.Device.cpu(1, portable=True)
+    device = new_device()
     tiny = tiny_models["unet"]
     store = make_store(tiny.plan)
     pair = [_core.Network(tiny.kind, dict(tiny.plan.config), store, device) for _ in range(2)]
@@ -50,5 +50,5 @@ def test_two_networks_over_one_store(tiny_models: dict[str, Tiny]) -> None:
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(work, range(2)))
-    with pytest.raises(ParameterError, match="prepared for the device 'cpu:portable'"):
+    with pytest.raises(ParameterError, match=f"prepared for the device '{NAME}'"):
         _core.Network(tiny.kind, dict(tiny.plan.config), store, _core.Device.cpu(1))

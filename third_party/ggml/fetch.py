@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path, PurePosixPath
 
 PIN = json.loads((Path(__file__).parent / "pin.json").read_text(encoding="utf-8"))
+CHANGES = json.loads((Path(__file__).parent / "changes.json").read_text(encoding="utf-8"))
 
 
 def download(folder: Path) -> Path:
@@ -61,11 +62,23 @@ def unpack(archive: Path, destination: Path) -> None:
                 shutil.copyfileobj(source, out)
 
 
+def change(destination: Path) -> None:
+    """Make our few changes (``changes.json``: file, lines before, lines after, reason)."""
+    for one in CHANGES:
+        path = destination / one["file"]
+        text = path.read_text(encoding="utf-8")
+        before, after = "\n".join(one["before"]), "\n".join(one["after"])
+        if text.count(before) != 1:
+            raise SystemExit(f"{one['file']}: what changes.json wants to replace is not there once")
+        path.write_text(text.replace(before, after), encoding="utf-8", newline="\n")
+
+
 def main() -> None:
-    """Fetch unless the stamp in the destination already names the pinned hash."""
+    """Fetch unless the stamp in the destination already names the pinned hash and our changes."""
     destination = Path(sys.argv[1])
     stamp = destination / ".sha256"
-    if stamp.is_file() and stamp.read_text(encoding="utf-8") == PIN["sha256"]:
+    wanted = PIN["sha256"] + hashlib.sha256(json.dumps(CHANGES).encode()).hexdigest()
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
         return
     shutil.rmtree(destination, ignore_errors=True)
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +86,8 @@ def main() -> None:
         unpack(download(Path(folder)), destination)
     if not (destination / "CMakeLists.txt").is_file():
         raise SystemExit(f"{PIN['folder']} was not found in the archive")
-    stamp.write_text(PIN["sha256"], encoding="utf-8")
+    change(destination)
+    stamp.write_text(wanted, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -57,8 +57,9 @@ set(GGML_OPENMP OFF CACHE BOOL "")
 set(GGML_BUILD_TESTS OFF CACHE BOOL "")
 set(GGML_BUILD_EXAMPLES OFF CACHE BOOL "")
 if(SDENGINE_CUDA AND NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-  # Machine code from Turing to Blackwell; the last as PTX too, for what comes after it.
-  set(CMAKE_CUDA_ARCHITECTURES "75-real;80-real;86-real;89-real;90-real;120-real;120-virtual")
+  # Machine code from Turing to Blackwell. Hopper's as PTX too, which the driver compiles for cards that are not named:
+  # ggml makes 120a of 120, and PTX of such an architecture is for that one alone.
+  set(CMAKE_CUDA_ARCHITECTURES "75-real;80-real;86-real;89-real;90;120-real")
 endif()
 set(GGML_AVAILABLE_BACKENDS "" CACHE INTERNAL "")
 add_subdirectory("${ggml_source}" "${CMAKE_BINARY_DIR}/ggml" EXCLUDE_FROM_ALL)
@@ -105,6 +106,11 @@ foreach(backend IN LISTS GGML_AVAILABLE_BACKENDS)
     install(TARGETS ${backend} LIBRARY DESTINATION "${sdengine_root}/${kind}")
   endif()
 endforeach()
+if(NOT MSVC)
+  # What its abort callback throws passes through this one file (csrc/runtime/device.cpp).
+  set_property(SOURCE "${ggml_source}/src/ggml.c" TARGET_DIRECTORY ggml-base APPEND PROPERTY
+    COMPILE_OPTIONS -fexceptions)
+endif()
 if(sdengine_x86_native AND TARGET ggml-cpu)
   target_compile_options(ggml-cpu PRIVATE -march=native)
 endif()

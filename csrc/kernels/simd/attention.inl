@@ -4,11 +4,13 @@
 
 constexpr float kMinusInfinity = -__builtin_inff();
 
-// Bytes of packed keys and values, and of queries with their outputs, that share the L2 cache.
+// Bytes of packed keys and values that stay in the L2 cache.
 constexpr int64_t kKeyValueBytes = 384 * 1024;
-constexpr int64_t kQueryBytes = 320 * 1024;
 constexpr int64_t kMaxKeyBlock = 512;
-constexpr int64_t kMaxQueryBlock = 768;
+// Of queries with their outputs, which only pass by: so many that packing keys and values costs
+// little.
+constexpr int64_t kQueryBytes = 640 * 1024;
+constexpr int64_t kMaxQueryBlock = 1536;
 
 struct AttentionPlan {
     int64_t key_block;    // tokens; depends on the operator only, for it fixes the order of sums

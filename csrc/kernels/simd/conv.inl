@@ -9,7 +9,6 @@ struct MatrixRows {
     }
 
     void prefetch(int64_t row, int64_t rows, int64_t begin, int64_t end) const {
-        constexpr int64_t kLine = 16;
         constexpr int kIntoL2 = 2;
         for (int64_t i = 0; i < rows; ++i)
             for (int64_t c = begin; c < end; c += kLine)

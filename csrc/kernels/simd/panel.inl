@@ -63,6 +63,20 @@ int64_t row_buffer_size(const Weight& weight, int64_t count) {
     return read_directly ? 0 : kLanes * row_part_size(weight, count);
 }
 
+// Brings nearer what pack_weight() will read: elements [begin, begin + count) of some rows.
+void prefetch_weight(const Weight& weight, int64_t row, int64_t valid, int64_t begin,
+                     int64_t count) {
+    const int64_t block = ggml_blck_size(weight.type);
+    const auto block_bytes = static_cast<int64_t>(ggml_type_size(weight.type));
+    const char* data = static_cast<const char*>(weight.data);
+    for (int64_t r = row; r < row + valid; ++r) {
+        const int64_t first = r * weight.row_elements + begin;
+        const char* end = data + ceil_div(first + count, block) * block_bytes;
+        for (const char* at = data + first / block * block_bytes; at < end; at += kLine * 4)
+            __builtin_prefetch(at, 0, 2);
+    }
+}
+
 // The rows [row, row + valid) of a weight, elements [begin, begin + taps * channels) of each, as a
 // panel of `width` columns. `row_buffer` has row_buffer_size() floats.
 void pack_weight(const Weight& weight, int64_t row, int64_t valid, int64_t begin, PanelOrder order,

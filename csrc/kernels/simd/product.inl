@@ -23,8 +23,15 @@ struct Product {
 // Elements of a weight row in one slice: few for the sake of rounding, and of the cache (a panel of
 // 576 x 32 floats has 72 KB).
 constexpr int64_t kSliceElements = 576;
-// Of all panels that a thread holds; they share the L2 cache with pixels.
+// Of all panels that a thread holds; they share the L2 cache with pixels. Among many pixels, whose
+// sums leave the cache before the next slice in any case, twice as much: the input is read half as
+// often.
 constexpr int64_t kPanelBytes = 288 * 1024;
+constexpr int64_t kManyPixels = 1024;
+// Of the input of a block of pixels, and of the next one, in the L2 cache; tiles of a block at
+// most.
+constexpr int64_t kInputBlockBytes = 48 * 1024;
+constexpr int64_t kMostBlockTiles = 32;
 // So many pixels make packing a panel cheap beside multiplying with it.
 constexpr int64_t kFewPixels = 256;
 // Work items per thread, so that the last ones level the threads out.
@@ -37,6 +44,7 @@ struct ProductPlan {
     int64_t panels;  // of out channels
     int64_t groups;  // of panels
     int64_t parts;   // of the pixels; a work item is one group x one part
+    int64_t block;   // tiles of pixels
 
     ProductPlan(const Product& p, int threads) {
         const int64_t whole_slices = max_of<int64_t>(1, kSliceElements / p.taps);
@@ -45,8 +53,11 @@ struct ProductPlan {
             p.taps == 1 ? max_of<int64_t>(16, ggml_blck_size(p.weight.type)) : 16;
         slice = min_of(p.channels, p.taps > kSliceElements / 16 ? even : round_up(even, quantum));
         panels = ceil_div(p.out_channels(), kPanelWidth);
-        const int64_t panel_bytes = slice * p.taps * kPanelWidth * 4;
-        groups = ceil_div(panels, max_of<int64_t>(1, kPanelBytes / panel_bytes));
+        const int64_t row_bytes = slice * p.taps * 4, panel_bytes = row_bytes * kPanelWidth;
+        block =
+            min_of(kMostBlockTiles, max_of<int64_t>(1, kInputBlockBytes / (row_bytes * kTileRows)));
+        const int64_t held = p.pixels >= kManyPixels ? 2 * kPanelBytes : kPanelBytes;
+        groups = ceil_div(panels, max_of<int64_t>(1, held / panel_bytes));
         const int64_t wanted = threads * kItemsPerThread;
         const int64_t most_parts = max_of<int64_t>(1, ceil_div(p.pixels, kFewPixels));
         parts = min_of(ceil_div(wanted, groups), most_parts);
@@ -62,14 +73,16 @@ struct ProductScratch {
     float* panels = nullptr;
     float* row_buffer = nullptr;
     float* tile = nullptr;
-    const float** pointers = nullptr;
+    const float** pointers = nullptr;  // to the input, of each tile of a block
+    int64_t* pixels = nullptr;         // where the tiles of a block begin and end
 
     void lay_out(Layout& layout) {
         const int64_t elements = plan.slice * product.taps;
         panels = layout.take<float>(plan.panels_in_group() * elements * kPanelWidth);
         row_buffer = layout.take<float>(row_buffer_size(product.weight, elements));
         tile = layout.take<float>(kTileRows * kPanelWidth);
-        pointers = layout.take<const float*>(kTileRows * product.taps);
+        pointers = layout.take<const float*>(plan.block * kTileRows * product.taps);
+        pixels = layout.take<int64_t>(plan.block + 1);
     }
 };
 
@@ -123,17 +136,21 @@ struct ProductItem {
     }
 
     void pack(int64_t channel, int64_t channels) const {
+        const int64_t begin = channel * p.taps, count = channels * p.taps;
+        const auto valid = [&](int64_t panel) {
+            return min_of<int64_t>(kPanelWidth, p.out_channels() - panel * kPanelWidth);
+        };
         for (int64_t panel = first_panel; panel < last_panel; ++panel) {
             const int64_t row = panel * kPanelWidth;
-            pack_weight(p.weight, row, min_of<int64_t>(kPanelWidth, p.out_channels() - row),
-                        channel * p.taps, {p.taps, channels}, p.panel_width(panel), s.row_buffer,
-                        packed(panel));
+            if (panel + 1 < last_panel)
+                prefetch_weight(p.weight, row + kPanelWidth, valid(panel + 1), begin, count);
+            pack_weight(p.weight, row, valid(panel), begin, {p.taps, channels},
+                        p.panel_width(panel), s.row_buffer, packed(panel));
         }
     }
 
     // Fetches what a tile will be written to while it is computed.
     void expect_tile(int64_t pixel, int64_t rows, int64_t channel, int64_t width) const {
-        constexpr int64_t kLine = 16;
         const int64_t channels = min_of(width, p.out_channels() - channel);
         for (int64_t i = 0; i < rows; ++i) {
             const float* to = p.output + (pixel + i) * p.out_channels() + channel;
@@ -141,24 +158,46 @@ struct ProductItem {
         }
     }
 
-    void multiply(int64_t channel, int64_t channels) const {
+    const float** pointers(int64_t tile) const { return s.pointers + tile * kTileRows * p.taps; }
+
+    void multiply_tile(int64_t panel, int64_t pixel, int64_t rows, const float* const* input,
+                       int64_t channel, int64_t channels) const {
         const bool first = channel == 0, last = channel + channels == p.channels;
+        const int64_t width = p.panel_width(panel), out_channel = panel * kPanelWidth;
+        const TileProduct product = tile_product_for(rows, width);
+        expect_tile(pixel, rows, out_channel, width);
+        if (last || out_channel + width > p.out_channels()) {
+            product(input, p.taps, channels, packed(panel), s.tile, width, false);
+            finish_tile(p, s.tile, width, pixel, rows, out_channel, first, last);
+        } else {
+            // Before the last slice nothing but sums comes to the output.
+            product(input, p.taps, channels, packed(panel),
+                    p.output + pixel * p.out_channels() + out_channel, p.out_channels(), !first);
+        }
+    }
+
+    // Pixels in blocks that stay in the L2 cache while one panel after another, from the L1 cache,
+    // meets them.
+    void multiply(int64_t channel, int64_t channels) const {
         const int64_t tiles = ceil_div(end - begin, kTileRows);
-        for (int64_t t = 0; t < tiles; ++t) {
-            const int64_t pixel = begin + part_begin(end - begin, tiles, t);
-            const int64_t rows = begin + part_begin(end - begin, tiles, t + 1) - pixel;
-            source.point(pixel, rows, channel, s.pointers);
+        const int64_t share = round_up(ceil_div(channels, last_panel - first_panel), kLine);
+        for (int64_t block = 0; block < tiles; block += s.plan.block) {
+            const int64_t found = min_of(s.plan.block, tiles - block);
+            for (int64_t t = 0; t <= found; ++t)
+                s.pixels[t] = begin + part_begin(end - begin, tiles, block + t);
+            for (int64_t t = 0; t < found; ++t)
+                source.point(s.pixels[t], s.pixels[t + 1] - s.pixels[t], channel, pointers(t));
+            const int64_t next = s.pixels[found] - s.pixels[0];
             for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-                const int64_t width = p.panel_width(panel);
-                // Each panel's turn fetches its share of the next tile's input.
-                const int64_t part = panel - first_panel, parts = last_panel - first_panel;
-                if (t + 1 < tiles)
-                    source.prefetch(pixel + rows, rows, channel + part_begin(channels, parts, part),
-                                    channel + part_begin(channels, parts, part + 1));
-                expect_tile(pixel, rows, panel * kPanelWidth, width);
-                tile_product_for(rows, width)(s.pointers, p.taps, channels, packed(panel), s.tile,
-                                              width, false);
-                finish_tile(p, s.tile, width, pixel, rows, panel * kPanelWidth, first, last);
+                // Each panel's turn fetches its share of the next block's input.
+                const int64_t fetched = min_of(channels, (panel - first_panel) * share);
+                const int64_t fetch = min_of(channels, fetched + share);
+                for (int64_t t = 0; t < found; ++t) {
+                    const int64_t pixel = s.pixels[t], rows = s.pixels[t + 1] - pixel;
+                    if (pixel + next + rows <= end)
+                        source.prefetch(pixel + next, rows, channel + fetched, channel + fetch);
+                    multiply_tile(panel, pixel, rows, pointers(t), channel, channels);
+                }
             }
         }
     }

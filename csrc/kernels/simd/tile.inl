@@ -1,5 +1,9 @@
 // The inner loop of every matrix product: a tile of up to kTileRows rows x one panel, in registers.
 
+// Steps of the depth in one round of the loop: with eight, the rounds of an attention head are so
+// few that the processor foresees the last. Wider vectors have room enough beside the products.
+constexpr int kDepthSteps = kLanes == 8 ? 8 : 1;
+
 // out[i][c] = sum over taps t and k < depth of rows[t * R + i][k] * panel[t * depth + k][c], the
 // sum taken in this order; with `add`, what out holds is added to it. `out_stride` in floats.
 template <int R, int V>
@@ -10,6 +14,7 @@ void tile_product(const float* const* rows, int64_t taps, int64_t depth, const f
         const float* row[R];
 #pragma GCC unroll 16
         for (int i = 0; i < R; ++i) row[i] = rows[i];
+#pragma GCC unroll kDepthSteps
         for (int64_t k = 0; k < depth; ++k, panel += V * kLanes) {
             Vec w[V];
 #pragma GCC unroll 16

@@ -1,6 +1,8 @@
 // Vectors of kLanes floats through the vector extensions of GCC and Clang, and small helpers.
 
 constexpr int kLanes = SDE_LANES;
+// Floats of a cache line.
+constexpr int64_t kLine = 16;
 
 typedef float Vec __attribute__((vector_size(4 * SDE_LANES)));
 typedef int32_t IntVec __attribute__((vector_size(4 * SDE_LANES)));

@@ -1,7 +1,6 @@
 #include "networks/text/bert.h"
 
-#include "base/error.h"
-#include "nn/text.h"
+#include "networks/text/inputs.h"
 
 namespace sde::networks {
 
@@ -52,16 +51,8 @@ BertText::BertText(const nn::Scope& scope, const Config& config)
 }
 
 void BertText::forward(Graph& graph, const InputShapes& shapes, const Options&) const {
-    const Shape& shape = required(shapes, "ids", 2);
-    if (shape[1] > max_positions_)
-        throw Error(ErrorKind::Parameter, "the text has " + std::to_string(shape[1]) +
-                                              " tokens, the encoder takes " +
-                                              std::to_string(max_positions_));
-    nn::Tensor mask;
-    if (shapes.count("mask")) {
-        require_shape_of_ids(shapes, "mask", shape);
-        mask = nn::padding_mask(nn::input_ids(graph, "mask", shape, 2), {});
-    }
+    const Shape& shape = shape_of_ids(shapes, max_positions_);
+    const nn::Tensor mask = given_mask(graph, shapes, shape);
     nn::Tensor x = words_(nn::input_ids(graph, "ids", shape, vocabulary_));
     x = nn::add_broadcast(x, positions_.rows(graph, shape[1]));
     const nn::Tensor sentence = nn::reshape(sentences_.rows(graph, 1), Shape{x.size(2)});

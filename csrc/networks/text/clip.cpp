@@ -1,6 +1,7 @@
 #include "networks/text/clip.h"
 
 #include "base/error.h"
+#include "networks/text/inputs.h"
 
 namespace sde::networks {
 ClipText::ClipText(const nn::Scope& scope, const Config& config)
@@ -38,16 +39,12 @@ nn::Tensor ClipText::embedded(Graph& graph, const InputShapes& shapes, const Sha
 }
 
 void ClipText::forward(Graph& graph, const InputShapes& shapes, const Options& options) const {
-    const Shape& shape = required(shapes, "ids", 2);
+    const Shape& shape = shape_of_ids(shapes, max_positions_);
     const auto layers = static_cast<int64_t>(layers_.size());
     const int64_t skip = option(options, "skip", 0);
     if (skip < 0 || skip >= layers)
         throw Error(ErrorKind::Parameter,
                     "clip_skip must leave at least one of " + std::to_string(layers) + " layers");
-    if (shape[1] > max_positions_)
-        throw Error(ErrorKind::Parameter, "the text has " + std::to_string(shape[1]) +
-                                              " tokens, the encoder takes " +
-                                              std::to_string(max_positions_));
 
     nn::Tensor x = embedded(graph, shapes, shape);
     // Positions are the same for every sequence of the batch.

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "networks/text/inputs.h"
 
 namespace sde::networks {
 namespace {
@@ -154,11 +155,8 @@ DecoderText::Text DecoderText::text(Graph& graph, const InputShapes& shapes,
     } else {
         text.rotary = nn::rotary_table(positions("positions"), rotary_);
     }
-    if (shapes.count("mask")) {
-        require_shape_of_ids(shapes, "mask", shape);
-        text.mask = nn::padding_mask(nn::input_ids(graph, "mask", shape, 2),
-                                     {.causal = true, .padding_sees_all = padding_sees_all_});
-    }
+    text.mask =
+        given_mask(graph, shapes, shape, {.causal = true, .padding_sees_all = padding_sees_all_});
     return text;
 }
 
@@ -175,16 +173,12 @@ nn::Tensor DecoderText::embed(Graph& graph, const InputShapes& shapes, const Sha
 }
 
 void DecoderText::forward(Graph& graph, const InputShapes& shapes, const Options& options) const {
-    const Shape& shape = required(shapes, "ids", 2);
+    const Shape& shape = shape_of_ids(shapes, max_positions_);
     const auto layers = static_cast<int64_t>(layers_.size());
     const int64_t skip = option(options, "skip", 0);
     if (skip < 0 || skip >= layers)
         throw Error(ErrorKind::Parameter,
                     "skip must leave at least one of " + std::to_string(layers) + " layers");
-    if (shape[1] > max_positions_)
-        throw Error(ErrorKind::Parameter, "the text has " + std::to_string(shape[1]) +
-                                              " tokens, the encoder takes " +
-                                              std::to_string(max_positions_));
 
     const Text read = text(graph, shapes, shape);
     nn::Tensor x = embed(graph, shapes, shape);

@@ -1,6 +1,6 @@
 #include "networks/text/t5.h"
 
-#include "base/error.h"
+#include "networks/text/inputs.h"
 
 namespace sde::networks {
 
@@ -64,16 +64,8 @@ T5Text::T5Text(const nn::Scope& scope, const Config& config)
                         config["eps"].number()) {}
 
 void T5Text::forward(Graph& graph, const InputShapes& shapes, const Options&) const {
-    const Shape& shape = required(shapes, "ids", 2);
-    if (shape[1] > max_positions_)
-        throw Error(ErrorKind::Parameter, "the text has " + std::to_string(shape[1]) +
-                                              " tokens, the encoder takes " +
-                                              std::to_string(max_positions_));
-    nn::Tensor mask;
-    if (shapes.count("mask")) {
-        require_shape_of_ids(shapes, "mask", shape);
-        mask = nn::padding_mask(nn::input_ids(graph, "mask", shape, 2), {});
-    }
+    const Shape& shape = shape_of_ids(shapes, max_positions_);
+    const nn::Tensor mask = given_mask(graph, shapes, shape);
     nn::Tensor x = shared_(nn::input_ids(graph, "ids", shape, vocabulary_));
     nn::Tensor bias;
     for (size_t i = 0; i < layers_.size(); ++i) {

@@ -40,7 +40,9 @@ def devices(as_json: bool, checked: str | None) -> None:
     for device in found:
         click.echo(f"{device.name}  {', '.join(_facts(device))}")
     for backend in unusable:
-        click.echo(f"{backend.kind} cannot be used: {backend.reason} ({backend.library})")
+        click.echo(
+            f"{backend.kind} cannot be used: {backend.reason} ({backend.library}); {backend.needs}"
+        )
 
 
 def _facts(device: Device) -> list[str]:

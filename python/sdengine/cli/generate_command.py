@@ -165,7 +165,7 @@ def _compare(
 def _open_refiner(path: str, arguments: dict[str, Any]) -> Any:
     import sdengine
 
-    shared = ("tokenizer", "weight_type", "device", "threads", "precise", "prompt_cache")
+    shared = ("tokenizer", "weight_type", "device", "threads", "arithmetic", "prompt_cache")
     return sdengine.load(path, **{k: v for k, v in arguments.items() if k in shared})
 
 

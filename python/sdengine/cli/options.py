@@ -134,10 +134,9 @@ _MODEL_OPTIONS = (
     ),
     click.option("--threads", type=int, help="CPU threads [default: one per physical core]"),
     click.option(
-        "--precise",
-        is_flag=True,
-        default=None,
-        help="Sum convolutions directly; up to twice slower.",
+        "--arithmetic",
+        type=click.Choice(("precise", "standard", "fast")),
+        help="How much may be rounded on the CPU; fast: 8 and 16 bits [default: standard]",
     ),
     click.option(
         "--memory-limit",
@@ -148,7 +147,7 @@ _MODEL_OPTIONS = (
 )
 LOAD = (
     *("model", "vae", "text_encoders", "tokenizer", "family", "prediction", "weight_type"),
-    *("device", "threads", "precise", "loras", "lora_dir", "embeddings"),
+    *("device", "threads", "arithmetic", "loras", "lora_dir", "embeddings"),
     *("controlnets", "ip_adapter", "image_encoder"),
     *("preview_vae", "prompt_cache", "memory_limit", "host_memory_limit"),
 )

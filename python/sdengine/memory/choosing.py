@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from .footprint import DISK, OFFLOAD, RESIDENT, Stage
-from .ground import Ground
+from .footprint import DISK, OFFLOAD, RESIDENT, STREAM, Stage
+from .ground import Ground, growth
 from .plan import Placement, Plan
 from .scenes import LADDERS, Coding, Denoising, Scene, Way
 from .sizes import readable, rounded_up
@@ -17,6 +18,21 @@ if TYPE_CHECKING:
 
 _KEPT_ACTIVATIONS = 64 << 20
 """Graphs with smaller activations keep them when they are released (csrc/runtime/graph.cpp)."""
+
+_SPARED = 0.05
+"""Share of a limit that weights which stay leave alone where bytes are not counted but predicted: of a process, whose
+pages come in groups, and of what a device has free, where backends take buffers of their own."""
+_WORTH_KEEPING = 1 << 20
+"""Bytes of weights; for less there is no further search."""
+_TRIES = 8
+
+_PIECES = {
+    "encode": "encoding",
+    "decode": "decoding",
+    "preview": "previewing",
+    "upscale": "upscaling",
+}
+"""Scenes that are cut into tiles, and what :class:`Placement` calls the bytes of a piece."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +63,9 @@ class Choice:
     """
 
     def __init__(self, scenes: Sequence[Scene], ground: Ground, limits: Limits) -> None:
-        self.scenes, self.ground, self.limits = scenes, ground, limits
+        self.scenes, self.limits = scenes, limits
+        largest = max((size for scene in scenes for size in scene.weights.values()), default=0)
+        self.ground = replace(ground, process=ground.process + growth(largest))
         self.has_own_memory = any(scene.device.has_own_memory for scene in scenes)
         self.kept, self.ways = self._choose(LADDERS)
         if self.has_own_memory and not self.fits:
@@ -56,26 +74,43 @@ class Choice:
             self.kept, self.ways = self._choose(dict.fromkeys(LADDERS, (DISK,)))
             if not self.fits:
                 self.kept, self.ways = first
+        self._found = self._by_name(self.ways)
+
+    def _by_name(self, ways: Sequence[Way]) -> dict[str, Way]:
+        return {scene.name: way for scene, way in zip(self.scenes, ways, strict=False)}
 
     def _choose(self, ladders: Mapping[bool, Sequence[str]]) -> tuple[frozenset[str], list[Way]]:
         """What stays on the devices all the time, and the way of each scene."""
         ladder_of = {s.name: ladders[s.device.has_own_memory] for s in self.scenes}
         for kept in self._kept():
-            found = [
-                self._fastest(scene, kept, ladder_of[scene.name][:1], whole=True)
-                for scene in self.scenes
-            ]
-            if all(way is not None for way in found):
-                return kept, [way for way in found if way is not None]
+            found = self._in_order(
+                lambda scene, kept=kept: self._fastest(  # type: ignore[misc]
+                    scene, kept, ladder_of[scene.name][:1], whole=True
+                )
+            )
+            if len(found) == len(self.scenes):
+                return kept, found
         if not self.limits.are_set and not self.has_own_memory:
             # Mapped weights leave by themselves where memory is short.
             ladder_of = dict.fromkeys(ladder_of, (OFFLOAD,))
         nothing: frozenset[str] = frozenset()
-        return nothing, [
-            self._fastest(scene, nothing, ladder_of[scene.name])
-            or self._smallest(scene, ladder_of[scene.name])
-            for scene in self.scenes
-        ]
+        return nothing, self._in_order(
+            lambda scene: (
+                self._fastest(scene, nothing, ladder_of[scene.name])
+                or self._smallest(scene, ladder_of[scene.name])
+            )
+        )
+
+    def _in_order(self, choose: Callable[[Scene], Way | None]) -> list[Way]:
+        """The ways of the scenes up to the first that has none; each knows what those before it leave over."""
+        ways: list[Way] = []
+        for scene in self.scenes:
+            self._found = self._by_name(ways)
+            way = choose(scene)
+            if way is None:
+                break
+            ways.append(way)
+        return ways
 
     def _kept(self) -> Iterator[frozenset[str]]:
         """Sets of components that may stay on the device, the fastest first."""
@@ -99,48 +134,130 @@ class Choice:
             for count in scene.counts()[: 1 if whole else None]:
                 way = scene.way(policy, count)
                 if self.excess(self._placed(scene, way, kept)) <= 0:
-                    return way
+                    return self._fullest(scene, way, policy, count, kept)
         return None
+
+    def _fullest(
+        self, scene: Scene, way: Way, policy: str, count: int | None, kept: Collection[str]
+    ) -> Way:
+        """A way within the limits, with as many weights staying as they allow.
+
+        What stays makes slots smaller, so that there is room for more; but what an operator needs at once has its own
+        size, so that a little more may make a slot larger. It is approached in a few tries.
+        """
+        most, keep = sum(scene.weights.values()), 0
+        if policy not in (STREAM, DISK) or not scene.repeats(count):
+            return way
+        tried = self._room(self._placed(scene, way, kept))
+        for _ in range(_TRIES):
+            if tried - keep < _WORTH_KEEPING or keep >= most:
+                break
+            fuller = scene.way(policy, count, tried)
+            placed = self._placed(scene, fuller, kept)
+            if self._room(placed) >= 0 and self.excess(placed) <= 0:
+                way, keep = fuller, tried
+                tried += self._room(placed)
+            else:
+                tried = (keep + tried) // 2
+        return way
+
+    def _room(self, stage: Stage) -> int:
+        """Bytes of weights that may stay beside a stage's."""
+        room = []
+        if stage.has_own_memory:
+            taken = self.device_bytes(stage) + stage.scratch
+            if self.limits.device is not None:
+                room.append(self.limits.device - taken)
+            if free := self.ground.free[stage.device]:
+                room.append(int((1 - _SPARED) * free) - taken)
+        else:
+            taken = self.process_bytes(stage)
+            limits = filter(None, (self.limits.device, self.limits.host))
+            room += [int((1 - _SPARED) * limit) - taken for limit in limits]
+        return min(room, default=0)
 
     def _smallest(self, scene: Scene, ladder: Sequence[str]) -> Way:
         ways = list(scene.ways(ladder))
         return min(ways, key=lambda way: self.excess(self._placed(scene, way, ())))
 
-    def _placed(self, scene: Scene, way: Way, kept: Collection[str]) -> Stage:
+    def _placed(
+        self, scene: Scene, way: Way, kept: Collection[str], left_over: int | None = None
+    ) -> Stage:
         """A stage with what is beside it."""
+        if left_over is None:
+            left_over = self._left_over(scene)
         there = [other for other in self.scenes if other.device.name == scene.device.name]
         others = {name: size for other in there for name, size in other.weights.items()}
         beside = sum(
             size for name, size in others.items() if name in kept and name not in scene.components
         )
-        return replace(way.stage, beside=beside + self._left_over(scene))
+        return replace(way.stage, beside=beside + left_over)
 
-    def _left_over(self, scene: Scene) -> int:
-        """Activations of networks that ran before, and that are too small to be given back."""
+    def _left_over(self, scene: Scene, *, at_most: bool = False) -> int:
+        """Activations of networks that ran before, and that are too small to be given back.
+
+        Args:
+            scene: that follows.
+            at_most: in whichever way they ran; else as it was found, if it was.
+        """
         if scene.device.has_own_memory:
             return 0
         before = self.scenes[: self.scenes.index(scene)]
+        if isinstance(scene, Denoising):  # previews are drawn between its steps
+            before = [*before, *(other for other in self.scenes if other.name == "preview")]
         left: dict[str, int] = {}
         for earlier in before:
             if earlier.device.has_own_memory:
                 continue
-            for part in earlier.way(OFFLOAD, earlier.counts()[0]).stage.parts:
-                if part.component not in scene.components and part.activations < _KEPT_ACTIVATIONS:
-                    left[part.component] = part.activations
+            found = self._found.get(earlier.name)
+            ways = [found] if found and not at_most else self._all_ways(earlier)
+            parts = [part for way in ways for part in way.stage.parts]
+            small = [part for part in parts if part.activations < _KEPT_ACTIVATIONS]
+            for name in {part.component for part in parts} - set(scene.components):
+                sizes = (part.activations for part in small if part.component == name)
+                left[name] = max(sizes, default=0)
         return sum(left.values())
+
+    @staticmethod
+    def _all_ways(scene: Scene) -> list[Way]:
+        return [scene.way(OFFLOAD, count) for count in scene.counts()]
+
+    @cached_property
+    def preview_beside(self) -> bool:
+        """Whether tiny previews fit beside what the denoiser takes in its steps."""
+        pairs = zip(self.scenes, self.ways, strict=True)
+        preview = next(((s, w) for s, w in pairs if s.name == "preview"), None)
+        if preview is None:
+            return False
+        stage = self._placed(*preview, self.kept)
+        return self.excess(replace(stage, beside=stage.beside + self._of_steps(preview[0]))) <= 0
+
+    def _of_steps(self, preview: Scene) -> int:
+        """Bytes of the denoiser and its control networks that a preview finds on its device."""
+        most = 0
+        for scene, way in zip(self.scenes, self.ways, strict=True):
+            if isinstance(scene, Denoising) and scene.device.name == preview.device.name:
+                parts = way.stage.parts
+                left = [
+                    p.activations + (0 if p.component in self.kept else p.weights) for p in parts
+                ]
+                most = max(most, sum(left))
+        return most
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """What is in memory, one after the other."""
         pairs = list(zip(self.scenes, self.ways, strict=True))
         pages = {p.component: p.pages for way in self.ways for p in way.stage.parts}
-        return tuple(
-            replace(
-                self._placed(scene, way, self.kept),
-                host_beside=sum(n for name, n in pages.items() if name not in scene.components),
-            )
-            for scene, way in pairs
-        )
+        stages = []
+        for scene, way in pairs:
+            stage = self._placed(scene, way, self.kept)
+            beside = stage.beside
+            if scene.name == "preview" and self.preview_beside:
+                beside += self._of_steps(scene)
+            pages_beside = sum(n for name, n in pages.items() if name not in scene.components)
+            stages.append(replace(stage, beside=beside, host_beside=pages_beside))
+        return tuple(stages)
 
     # ------------------------------------------------------------------------------------ limits
     def process_bytes(self, stage: Stage) -> int:
@@ -152,14 +269,16 @@ class Choice:
         return held + stage.beside + stage.networks
 
     def device_bytes(self, stage: Stage) -> int:
-        """What is on the device during a stage."""
-        return stage.beside + stage.networks if stage.has_own_memory else self.process_bytes(stage)
+        """What is on the device during a stage; 0 for a part on the CPU beside parts on others."""
+        if stage.has_own_memory:
+            return stage.beside + stage.networks
+        return 0 if self.has_own_memory else self.process_bytes(stage)
 
     def excess(self, stage: Stage) -> int:
         """Bytes over the limit that is exceeded most; 0 or less where none is."""
         over = [-1]
         if self.limits.device is not None:
-            over.append(self.device_bytes(stage) - self.limits.device)
+            over.append(self.device_bytes(stage) + stage.scratch - self.limits.device)
         if self.limits.host is not None:
             over.append(self.process_bytes(stage) - self.limits.host)
         if free := self.ground.free[stage.device]:
@@ -169,7 +288,7 @@ class Choice:
     def taken(self, stage: Stage) -> int:
         """Bytes that must be free for a stage: without mapped weights, which leave where memory is short."""
         if stage.has_own_memory:
-            return stage.beside + stage.networks
+            return stage.beside + stage.networks + stage.scratch
         return stage.arrays + sum(part.activations for part in stage.parts)
 
     @property
@@ -182,8 +301,9 @@ class Choice:
         device, host = 0, 0
         for scene in self.scenes:
             ladder = LADDERS[scene.device.has_own_memory]
-            stages = [self._placed(scene, way, ()) for way in scene.ways(ladder)]
-            device = max(device, min(map(self.device_bytes, stages)))
+            left = self._left_over(scene, at_most=True)
+            stages = [self._placed(scene, way, (), left) for way in scene.ways(ladder)]
+            device = max(device, min(self.device_bytes(s) + s.scratch for s in stages))
             host = max(host, min(map(self.process_bytes, stages)))
         return device, host
 
@@ -192,17 +312,24 @@ class Choice:
     def placement(self) -> Placement:
         """How the pipeline is set."""
         policies: dict[str, str] = {}
-        together, encoding, decoding = 0, None, None
+        keep: dict[str, int] = {}
+        together = 0
+        pieces: dict[str, int | None] = {}
         for scene, way in zip(self.scenes, self.ways, strict=True):
             for part in way.stage.parts:
-                policies[part.component] = _slower(policies.get(part.component), part.policy)
+                known = policies.get(part.component)
+                policy = policies[part.component] = _slower(known, part.policy)
+                if policy != known:
+                    keep[part.component] = part.keep
+                elif policy == part.policy:
+                    keep[part.component] = min(keep[part.component], part.keep)
             if isinstance(scene, Denoising):
                 together = min(filter(None, (together, way.together or 0)), default=0)
-            elif scene.name == "encode":
-                encoding = way.pieces
-            elif scene.name == "decode":
-                decoding = way.pieces
-        return Placement(policies, together, encoding, decoding)
+            elif scene.name in _PIECES:
+                pieces[_PIECES[scene.name]] = way.pieces
+        keep = {name: size for name, size in keep.items() if size}
+        beside = self.preview_beside
+        return Placement(policies, together, **pieces, keep=keep, preview_beside=beside)
 
     def plan(self, title: str, parameters: GenerateParameters) -> Plan:
         """All of it in plain values."""
@@ -269,7 +396,7 @@ class Choice:
             what = doing.get(scene.name, f"running {scene.name}")
         advice = "; ".join(self.advice(parameters))
         over_limit = [
-            (self.device_bytes(stage), self.limits.device, "memory_limit"),
+            (self.device_bytes(stage) + stage.scratch, self.limits.device, "memory_limit"),
             (self.process_bytes(stage), self.limits.host, "host_memory_limit"),
         ]
         for taken, limit, name in over_limit:

@@ -21,6 +21,9 @@ class Part:
         host: bytes in the memory of the host for copies to the device, where that has its own.
         pages: bytes of the file's pages that are copied from and stay in the memory of the host.
         owned: bytes of `weights` that the process held before: converted ones. Zero where the device has its own.
+        keep: bytes of weights that stay with ``"stream"`` and ``"disk"``, instead of coming at every step.
+        whole: bytes of all its weights; told where some are kept.
+        scratch: bytes that the device's backend may take for itself besides, at most.
     """
 
     component: str
@@ -30,6 +33,16 @@ class Part:
     host: int = 0
     pages: int = 0
     owned: int = 0
+    keep: int = 0
+    whole: int = 0
+    scratch: int = 0
+
+    @property
+    def residence(self) -> str:
+        """Where its weights are, in words."""
+        if not self.keep:
+            return self.policy
+        return f"{self.policy}, {100 * self.keep // max(self.whole, 1)} % stay"
 
     @property
     def device(self) -> int:
@@ -64,27 +77,48 @@ class Stage:
         """Bytes of the running networks on the device."""
         return sum(part.device for part in self.parts)
 
+    @property
+    def scratch(self) -> int:
+        """Bytes that the device's backend may take for itself besides, at most; networks use them in turn."""
+        return max(part.scratch for part in self.parts)
 
-def part_of(work: Work, policy: str, has_own_memory: bool) -> Part:
-    """What a network takes that is asked `work`."""
+
+def part_of(work: Work, policy: str, has_own_memory: bool, keep: int = 0, whole: int = 0) -> Part:
+    """What a network takes that is asked `work`, `keep` of whose `whole` bytes of weights stay."""
     first: dict[object, Asked] = {}
     for asked in work.asked:
         first.setdefault(asked.key, asked)
     figures = {
-        key: work.network.planned(asked.shapes, asked.options, policy, steady=asked.steady)
+        key: work.network.planned(
+            asked.shapes, asked.options, policy, steady=asked.steady, keep=keep
+        )
         for key, asked in first.items()
     }
-    weights = max(one["weights"] for one in figures.values())
+    weights = _all_kept(first, {key: one["kept"] for key, one in figures.items()})
+    weights += max(one["weights"] - one["kept"] for one in figures.values())  # slots take turns
     activations = _most_held(work, {key: one["activations"] for key, one in figures.items()})
     if not has_own_memory:
         owned = min(work.network.owned_bytes, weights)
-        return Part(work.component, policy, weights, activations, owned=owned)
+        return Part(work.component, policy, weights, activations, 0, 0, owned, keep, whole)
     host = max(one["staging"] for one in figures.values())
     pages = 0
     if policy in (OFFLOAD, STREAM):
-        whole = work.asked[0]
-        pages = work.network.planned(whole.shapes, whole.options, RESIDENT)["weights"]
-    return Part(work.component, policy, weights, activations, host, pages)
+        whole_of = {
+            key: work.network.planned(asked.shapes, asked.options, RESIDENT)["kept"]
+            for key, asked in first.items()
+        }
+        pages = _all_kept(first, whole_of)
+    scratch = max(one["scratch"] for one in figures.values())
+    return Part(work.component, policy, weights, activations, host, pages, 0, keep, whole, scratch)
+
+
+def _all_kept(first: dict[object, Asked], kept: dict[object, int]) -> int:
+    """Weights that stay for all graphs: one that reads no latents, as a control network's hint, has its own."""
+    parts: dict[object, int] = {}
+    for key, asked in first.items():
+        part = "latents" in asked.shapes or frozenset(asked.shapes)
+        parts[part] = max(parts.get(part, 0), kept[key])
+    return sum(parts.values())
 
 
 def _most_held(work: Work, activations: dict[object, int]) -> int:

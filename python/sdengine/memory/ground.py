@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
     from sdengine import _core
 
-_GROWTH = 16 * 10**6
+_GROWTH = 4 * 10**6, 16 * 10**6
+_GROWTH_BY_WEIGHTS = 1 / 80
 """What a generation adds to the process besides weights, activations and arrays: descriptions of graphs (up to 13 MB
-each, partly used), buffers of operators and threads, Python's objects. Measured: 5 to 15 MB."""
+each, partly used), buffers of operators and threads, Python's objects. The least and the most, and the part of the
+largest network's weights between them. Measured: 3 MB (9 MB of weights) to 15 MB (0.9 GB)."""
 _ASSUMED_GROUND = 120 * 10**6
 """Of Python with numpy, Pillow and the native libraries, for systems that do not tell."""
 
@@ -64,4 +66,14 @@ def ground(
             free[device.name] = host_free + held if host_free else 0
             in_process = held
     process = max(own - in_process, 0) + libraries if own else _ASSUMED_GROUND
-    return Ground(process + _GROWTH, free)
+    return Ground(process, free)
+
+
+def growth(weights: int) -> int:
+    """Bytes that a generation adds to the process besides weights, activations and arrays.
+
+    Args:
+        weights: bytes of the largest network.
+    """
+    least, most = _GROWTH
+    return min(least + int(_GROWTH_BY_WEIGHTS * weights), most)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sdengine.autoencoder import TILES
 from sdengine.errors import OutOfMemoryError
 from sdengine.options import Texts
+from sdengine.upscalers.upscaler import TILES as SIDES
 
 from . import ground as grounds
 from .choosing import Choice, Limits
@@ -19,6 +20,7 @@ from .scenes import scenes_of
 
 if TYPE_CHECKING:
     from sdengine import _core
+    from sdengine.autoencoder import Autoencoder
     from sdengine.pipeline import Pipeline
     from sdengine.run import RunInputs
 
@@ -93,15 +95,19 @@ class Memory:
     def _choice(
         self, rehearsal: Rehearsal, inputs: RunInputs, limits: Limits, *, all_of_it: bool = True
     ) -> Choice:
-        here = grounds.ground(self._pipeline.devices, self._networks.values(), self._libraries)
         scenes = scenes_of(rehearsal, inputs, all_of_it=all_of_it)
+        devices = {*self._pipeline.devices, *(scene.device for scene in scenes)}
+        here = grounds.ground(devices, self._networks.values(), self._libraries)
         return Choice(scenes, here, limits)
 
     def _device_of(self, component: str) -> _core.Device:
         devices = self._pipeline.devices
         if component in self._pipeline.text_encoders.networks:
             return devices.text
-        return devices.vae if component.startswith("vae_") else devices.denoiser
+        if component == "upscaler" and self._pipeline.upscaler is not None:
+            return self._pipeline.upscaler.device
+        of_vae = component.startswith("vae_") or component == "preview_decoder"
+        return devices.vae if of_vae else devices.denoiser
 
     @property
     def _is_planned(self) -> bool:
@@ -117,9 +123,15 @@ class Memory:
         """Place the networks; nothing of former generations stays but the weights of those that are to."""
         for component, network in self._networks.items():
             network.release()
-            network.set_residency(placement.policies.get(component, OFFLOAD))
+            policy = placement.policies.get(component, OFFLOAD)
+            network.set_residency(policy, keep=placement.keep.get(component, 0))
         vae = self._pipeline.vae
         vae.most_encoding, vae.most_decoding = placement.encoding, placement.decoding
+        if self._pipeline.preview_vae is not None:
+            self._pipeline.preview_vae.most_decoding = placement.previewing
+        if self._pipeline.upscaler is not None:
+            self._pipeline.upscaler.most = placement.upscaling
+            self._pipeline.upscaler.kept = self.kept
         self.placement = placement
 
     # ------------------------------------------------------------------------------- on the way
@@ -141,6 +153,19 @@ class Memory:
                     if isinstance(error, OutOfMemoryError):
                         raise
                     raise OutOfMemoryError(f"memory ran out: {error}") from error
+
+    def before_preview(self, vae: Autoencoder) -> None:
+        """Make room for a preview by `vae` in the middle of a run, where generations are planned.
+
+        The denoiser comes back with the next step.
+        """
+        if not self._is_planned:
+            return
+        if vae is self._pipeline.preview_vae and self.placement.preview_beside:
+            return
+        for network in (self._pipeline.denoiser, *(c.network for c in self._pipeline.controls)):
+            network.release_weights()
+            network.release_activations()
 
     def smaller_steps(self, together: int, entries: int, components: tuple[str, ...]) -> int | None:
         """Entries of the next batches, after one of `together` (0 for all of `entries`) ran out of memory.
@@ -169,18 +194,36 @@ class Memory:
             channels = self._pipeline.model.latents.channels
             taken = self._next_tile(vae.decoder, "latents", channels, 1, placement.decoding)
             return None if taken is None else replace(placement, decoding=taken)
+        tiny, upscaler = self._pipeline.preview_vae, self._pipeline.upscaler
+        if "preview_decoder" in components and tiny is not None:
+            channels = self._pipeline.model.latents.channels
+            taken = self._next_tile(tiny.decoder, "latents", channels, 1, placement.previewing)
+            return None if taken is None else replace(placement, previewing=taken)
+        if "upscaler" in components and upscaler is not None:
+            network, channels = upscaler.network, upscaler.plan.channels
+            taken = self._next_tile(network, "image", channels, 1, placement.upscaling, SIDES)
+            return None if taken is None else replace(placement, upscaling=taken)
         return None
 
     def _next_tile(
-        self, network: _core.Network, name: str, channels: int, scale: int, most: int | None
+        self,
+        network: _core.Network,
+        name: str,
+        channels: int,
+        scale: int,
+        most: int | None,
+        sides: Sequence[int] = TILES,
     ) -> int | None:
         """Bytes of the largest tile that takes less than `most`; None where none does."""
-        sizes = ([1, channels, side * scale, side * scale] for side in TILES)
+        sizes = ([1, channels, side * scale, side * scale] for side in sides)
         taken = (network.planned_bytes({name: size}) for size in sizes)
         return next((size for size in taken if most is None or size < most), None)
 
     def _next_policies(self, components: tuple[str, ...]) -> Placement | None:
         policies = dict(self.placement.policies)
+        if any(self.placement.keep.get(component) for component in components):
+            others = {n: size for n, size in self.placement.keep.items() if n not in components}
+            return replace(self.placement, keep=others)
         for component in components:
             now = policies.get(component, OFFLOAD)
             own = self._device_of(component).has_own_memory

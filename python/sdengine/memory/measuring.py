@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ import sdengine
 from sdengine.devices import peak_memory
 from sdengine.errors import OutOfMemoryError, ParameterError, SDEngineError
 
+from .ground import resident_bytes
 from .sizes import readable
 
 SYNTHETIC = {"sd15": "q8_0", "sdxl": "q4_0", "sd35-medium": "q4_0", "flux-dev": "q4_0"}
@@ -40,6 +42,8 @@ class Measured:
         step: seconds of a step, the median.
         image: seconds of a picture with as many steps as the model takes by itself.
         refused: why there is none; then all figures are 0.
+        peak_own: of the process, without pages of files that are only read (weights, libraries); looked at 20 times
+            a second.
     """
 
     limit: str
@@ -51,6 +55,7 @@ class Measured:
     step: float = 0.0
     image: float = 0.0
     refused: str = ""
+    peak_own: int = 0
 
 
 def synthetic_model(name: str) -> Path:
@@ -95,8 +100,10 @@ def measure(
     plan = pipe.plan(**{**options, "prompt": prompt})
     if not plan.fits:
         return Measured(limit, refused="; ".join(plan.needed))
+    own = _OwnPeak()
     try:
-        result = pipe.generate(prompt, seed=1, **options)
+        with own:
+            result = pipe.generate(prompt, seed=1, **options)
     except OutOfMemoryError as error:
         return Measured(limit, refused=str(error))
     times = result.timings
@@ -111,7 +118,28 @@ def measure(
         host,
         times["per_step"],
         times["encode"] + steps * times["per_step"] + times["decode"],
+        peak_own=own.bytes,
     )
+
+
+class _OwnPeak:
+    """The largest memory of this process that is not pages of files, while it is open."""
+
+    def __init__(self) -> None:
+        self.bytes, self._done = 0, threading.Event()
+        self._watching = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.05):
+            self.bytes = max(self.bytes, resident_bytes()[0])
+
+    def __enter__(self) -> None:
+        self._watching.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        self._watching.join()
+        self.bytes = max(self.bytes, resident_bytes()[0])
 
 
 def measured_apart(
@@ -181,7 +209,8 @@ def plot(rows: Sequence[Measured], title: str, path: Path) -> None:
 
 
 def _in_words(plan: sdengine.Plan) -> str:
-    policies = ", ".join(f"{name} {policy}" for name, policy in plan.placement.policies.items())
+    parts = {part.component: part.residence for stage in plan.stages for part in stage.parts}
+    policies = ", ".join(f"{name} {residence}" for name, residence in parts.items())
     together = plan.placement.together or plan.entries
     batch = "" if together == plan.entries else f", {together} of {plan.entries} at a time"
     tiles = f", tiles of {plan.tile}" if plan.tile else ""

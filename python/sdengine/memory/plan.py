@@ -19,12 +19,20 @@ class Placement:
         together: entries (a picture under a condition) that the denoiser evaluates in one batch; 0 for all.
         encoding: bytes of activations that encoding a picture may take, before it is done in tiles.
         decoding: the same for decoding.
+        previewing: the same for previews by a tiny autoencoder.
+        upscaling: the same for the upscaler of a hires pass.
+        preview_beside: tiny previews are drawn beside the denoiser, which else leaves memory for each of them.
+        keep: bytes of weights that stay, by component, where its policy is ``"stream"`` or ``"disk"``.
     """
 
     policies: Mapping[str, str] = field(default_factory=dict)
     together: int = 0
     encoding: int | None = None
     decoding: int | None = None
+    previewing: int | None = None
+    upscaling: int | None = None
+    preview_beside: bool = False
+    keep: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,9 +91,16 @@ class Plan:
         """The most bytes of the process."""
         return max(self.host_bytes(stage) for stage in self.stages)
 
+    @property
+    def scratch(self) -> int:
+        """Bytes of the device that its backend may take for itself besides, at most; kept free within a limit."""
+        return max(stage.scratch for stage in self.stages)
+
     def device_bytes(self, stage: Stage) -> int:
-        """What a stage takes on the device."""
-        return stage.beside + stage.networks if stage.has_own_memory else self.host_bytes(stage)
+        """What a stage takes on the device; 0 for a part on the CPU beside parts on others."""
+        if stage.has_own_memory:
+            return stage.beside + stage.networks
+        return 0 if self.has_own_memory else self.host_bytes(stage)
 
     def host_bytes(self, stage: Stage) -> int:
         """What the process holds during a stage."""
@@ -102,7 +117,7 @@ class Plan:
         ]
         return {
             **asdict(self),
-            "placement": {**asdict(self.placement), "policies": dict(self.placement.policies)},
+            "placement": asdict(self.placement),
             "stages": stages,
             "peak_memory": self.peak_memory,
             "peak_host_memory": self.peak_host_memory,
@@ -131,7 +146,7 @@ class Plan:
         for stage in self.stages:
             name, beside, arrays = stage.name, readable(stage.beside), readable(stage.arrays)
             for part in stage.parts:
-                own = part.policy, readable(part.weights), readable(part.activations)
+                own = part.residence, readable(part.weights), readable(part.activations)
                 rows.append((name, part.component, *own, beside, arrays))
                 name = beside = arrays = ""
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -157,6 +172,8 @@ class Plan:
         if self.has_own_memory:
             largest = max(self.stages, key=self.host_bytes)
             lines.append(f"host peak  {readable(self.host_bytes(largest))} ({largest.name})")
+        if self.scratch:
+            lines.append(f"besides    up to {readable(self.scratch)} for the backend's own ends")
         verdict = "it fits" if self.fits else "it does not fit; " + "; ".join(self.needed)
         return [*lines, f"smallest   memory_limit={rounded_up(self.smallest_limit)!r}", verdict]
 

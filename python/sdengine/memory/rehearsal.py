@@ -119,7 +119,7 @@ class Rehearsal:
         wanted = run.parameters.hires
         assert wanted is not None
         if wanted.upscaler not in LATENT:
-            # Networks that enlarge are no part of the pipeline: they choose their tiles by what is free.
+            # A network that enlarges is a scene of its own.
             run.parameters = replace(run.parameters, hires=replace(wanted, upscaler="lanczos"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnwiseWarning)

@@ -8,7 +8,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from sdengine.autoencoder import TILES, check_tile, picture_bytes
+from sdengine.hires import network_of
 from sdengine.params import SEAMLESS, GenerateParameters
+from sdengine.upscalers.upscaler import TILES as SIDES
 
 from .footprint import DISK, OFFLOAD, RESIDENT, STREAM, Stage, part_of
 from .rehearsal import Asked, Rehearsal, Work
@@ -16,12 +18,18 @@ from .rehearsal import Asked, Rehearsal, Work
 if TYPE_CHECKING:
     from sdengine import _core
     from sdengine.autoencoder import Autoencoder
+    from sdengine.pipeline import Pipeline
     from sdengine.run import RunInputs
+    from sdengine.upscalers import Upscaler
 
 _GIVEN_COPIES = 3
 """Times that a given picture is in memory while it is encoded: as it was read, centred, cut."""
 _STATE_COPIES = 12
 """Times that latents are in memory during a step: the sampler's states and the network's inputs and outputs."""
+_ENLARGED_BYTES = 2 * 3 * 4 + 4 + 3 * 3
+"""Per pixel of an enlarged picture: twice in float32 (a tile or the whole from the network, and what it goes into), the
+tiles' weights, and three times in bytes."""
+_PLAIN: dict[str, int] = {"circular": 0}
 
 
 @dataclass(frozen=True)
@@ -64,11 +72,15 @@ class Scene:
         """What its networks are asked when it is cut so."""
         raise AssertionError(self.name)
 
-    def way(self, policy: str, count: int | None) -> Way:
-        """One way; figured out once."""
-        key = policy, count
+    def repeats(self, count: int | None) -> bool:
+        """Whether its networks run many times, so that it pays when weights stay that could come each time."""
+        return False
+
+    def way(self, policy: str, count: int | None, keep: int = 0) -> Way:
+        """One way, `keep` bytes of whose weights stay where they would stream; figured out once."""
+        key = policy, count, keep
         if key not in self.known:
-            self.known[key] = self._way(policy, count)
+            self.known[key] = self._way(policy, count, keep)
         return self.known[key]
 
     def ways(self, policies: Sequence[str]) -> Iterator[Way]:
@@ -83,13 +95,18 @@ class Scene:
         stage = self.way(RESIDENT, self.counts()[0]).stage
         return {part.component: part.weights for part in stage.parts}
 
-    def _stage(self, policy: str, count: int | None, arrays: int) -> Stage:
+    def _stage(self, policy: str, count: int | None, keep: int, arrays: int) -> Stage:
         own = self.device.has_own_memory
-        parts = (part_of(work, policy, own) for work in self.works(count))
+        whole = self.weights if keep else {}
+        parts = []
+        for work in self.works(count):
+            of_part = whole.get(work.component, 0)
+            its = keep * of_part // max(sum(whole.values()), 1)  # the same share of each
+            parts.append(part_of(work, policy, own, min(its, of_part), of_part))
         return Stage(self.name, tuple(parts), self.device.name, own, arrays)
 
-    def _way(self, policy: str, count: int | None) -> Way:
-        return Way(self._stage(policy, count, 0))
+    def _way(self, policy: str, count: int | None, keep: int) -> Way:
+        return Way(self._stage(policy, count, keep, 0))
 
 
 @dataclass
@@ -110,6 +127,10 @@ class Denoising(Scene):
 
     rehearsal: Rehearsal | None = None
     inputs: RunInputs | None = None
+
+    def repeats(self, count: int | None) -> bool:
+        """At every step."""
+        return True
 
     @cached_property
     def entries(self) -> int:
@@ -146,10 +167,10 @@ class Denoising(Scene):
     def _all(self) -> dict[int, list[Work]]:
         return {}
 
-    def _way(self, policy: str, count: int | None) -> Way:
+    def _way(self, policy: str, count: int | None, keep: int) -> Way:
         assert self.inputs is not None
         arrays = _STATE_COPIES * 4 * self.inputs.start.x.size
-        return Way(self._stage(policy, count, arrays), together=count)
+        return Way(self._stage(policy, count, keep, arrays), together=count)
 
 
 @dataclass
@@ -162,6 +183,10 @@ class Coding(Scene):
     circular: int = 0
     tile: int | None = None
     """What the caller asked for."""
+
+    def repeats(self, count: int | None) -> bool:
+        """For every tile."""
+        return bool(count)
 
     @property
     def _encodes(self) -> bool:
@@ -186,7 +211,7 @@ class Coding(Scene):
         asked = Asked({name: shape}, {"circular": self.circular}, (), 2)
         return [Work(self.components[0], network, (asked,))]
 
-    def _way(self, policy: str, count: int | None) -> Way:
+    def _way(self, policy: str, count: int | None, keep: int) -> Way:
         assert self.vae is not None
         pictures, _, height, width = self.shape
         if self._encodes:
@@ -194,7 +219,7 @@ class Coding(Scene):
         else:
             factor = self.vae.factor
             arrays = picture_bytes(pictures, height * factor, width * factor)
-        stage = self._stage(policy, count, arrays)
+        stage = self._stage(policy, count, keep, arrays)
         # The autoencoder's own choice (autoencoder.TILES) goes by squares.
         square = self._square(count) if count else stage.parts[0].activations
         return Way(stage, tile=count, pieces=max(square, stage.parts[0].activations))
@@ -205,6 +230,46 @@ class Coding(Scene):
         scale = self.vae.factor if self.vae and self._encodes else 1
         dims = [1, shape[1], side * scale, side * scale]
         return work.network.planned_bytes({name: dims}, dict(work.asked[0].options))
+
+
+@dataclass
+class Enlarging(Scene):
+    """A network that enlarges pictures between the passes, one after the other."""
+
+    upscaler: Upscaler | None = None
+    size: tuple[int, int] = (0, 0)
+    """Width and height of what it is given."""
+    pictures: int = 1
+
+    def repeats(self, count: int | None) -> bool:
+        """For every tile."""
+        return bool(count)
+
+    def counts(self) -> Sequence[int | None]:
+        """Whole, and tiles of fewer pixels."""
+        return (0, *(side for side in SIDES if side < max(self.size)))
+
+    def works(self, count: int | None) -> list[Work]:
+        """For a tile of `count` pixels or a whole picture."""
+        return [self._work(count, *(min(length, count or length) for length in self.size))]
+
+    def _work(self, count: int | None, width: int, height: int) -> Work:
+        assert self.upscaler is not None
+        grid = self.upscaler.plan.grid if count else 1
+        high, wide = (-(-length // grid) * grid for length in (height, width))
+        asked = Asked({"image": [1, self.upscaler.plan.channels, high, wide]}, _PLAIN, (), 2)
+        return Work(self.components[0], self.upscaler.network, (asked,))
+
+    def _way(self, policy: str, count: int | None, keep: int) -> Way:
+        assert self.upscaler is not None
+        width, height = self.size
+        made = width * height * self.upscaler.scale**2
+        arrays = made * _ENLARGED_BYTES + self.pictures * width * height * 3 * 2
+        stage = self._stage(policy, count, keep, arrays)
+        asked = self._work(count, count, count) if count else self.works(count)[0]
+        shapes = asked.asked[0].shapes
+        pieces = asked.network.planned_bytes({n: list(s) for n, s in shapes.items()}, {})
+        return Way(stage, tile=count, pieces=max(pieces, stage.parts[0].activations))
 
 
 def decoder_tile(parameters: GenerateParameters, tile: int | None) -> int | None:
@@ -245,6 +310,8 @@ def scenes_of(rehearsal: Rehearsal, inputs: RunInputs, *, all_of_it: bool) -> li
             scenes.append(Reading(work.component, (work.component,), device, work=work))
         scenes += _encoding(rehearsal, devices.vae)
     for of_pass in passes:
+        if of_pass is not inputs:
+            scenes += _enlarging(real, inputs)
         parts = [real.model.family.denoiser, *(f"control_{c.net}" for c in of_pass.controls)]
         scenes.append(
             Denoising(
@@ -255,17 +322,47 @@ def scenes_of(rehearsal: Rehearsal, inputs: RunInputs, *, all_of_it: bool) -> li
             )
         )
     last = passes[-1]
+    shape = max((each.start.x.shape for each in passes), key=lambda dims: dims[2] * dims[3])
+    if real.preview_vae is not None:
+        scenes.append(
+            Coding(
+                *("preview", ("preview_decoder",)),
+                vae=real.preview_vae,
+                shape=shape,
+                circular=SEAMLESS[last.parameters.seamless],
+                device=devices.vae,
+            )
+        )
     scenes.append(
         Coding(
             *("decode", ("vae_decoder",)),
             vae=real.vae,
-            shape=last.start.x.shape,
+            shape=shape,
             circular=SEAMLESS[last.parameters.seamless],
             tile=last.tile,
             device=devices.vae,
         )
     )
     return scenes
+
+
+def _enlarging(real: Pipeline, inputs: RunInputs) -> list[Scene]:
+    """What comes between the passes, where a network enlarges."""
+    wanted, plan = inputs.parameters.hires, inputs.second
+    assert wanted is not None
+    assert plan is not None
+    upscaler = network_of(real, wanted, plan.upscaler)
+    if upscaler is None:
+        return []
+    return [
+        Enlarging(
+            *("upscale", ("upscaler",)),
+            upscaler=upscaler,
+            size=(inputs.parameters.width, inputs.parameters.height),
+            pictures=inputs.parameters.batch_size,
+            device=upscaler.device,
+        )
+    ]
 
 
 def _encoding(rehearsal: Rehearsal, device: _core.Device) -> list[Scene]:

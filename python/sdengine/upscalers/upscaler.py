@@ -15,6 +15,7 @@ from sdengine import _core
 from sdengine.devices import available_memory, open_device
 from sdengine.errors import ParameterError
 from sdengine.images import ImageLike, on_white, open_image
+from sdengine.memory.kept import Kept, plainly
 from sdengine.stores import make_store
 from sdengine.upscalers.plan import UpscalerPlan, plan_upscaler
 
@@ -29,7 +30,7 @@ LARGEST_SCALE = 32.0
 # many bytes; otherwise in tiles of the largest of these sides, in pixels, that fits.
 _MOST_BYTES = 3 * 10**9
 _ASSUMED_FREE_BYTES = 4 * 10**9
-_TILES = (512, 384, 256, 192, 128, 96, 64)
+TILES = (512, 384, 256, 192, 128, 96, 64)
 _SMALLEST_TILE, _LARGEST_TILE = 16, 4096
 
 
@@ -38,21 +39,36 @@ class Upscaler:
 
     Attributes:
         plan: what the file was found to be, and where its parameters lie.
+        network: the native network.
+        device: where it runs.
+        most: bytes of activations that a picture may take before it is done in tiles; None goes by what is free.
+        kept: runs it again in less memory where memory ran out.
     """
 
-    def __init__(self, path: str | PathLike[str], device: str = "auto", threads: int = 0) -> None:
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        device: str = "auto",
+        threads: int = 0,
+        *,
+        on: _core.Device | None = None,
+    ) -> None:
+        """Open it; `on` is a device that is open already, instead of `device`."""
         self.plan: UpscalerPlan = plan_upscaler(path)
-        self._network = _core.Network(
+        self.device = open_device(device, threads) if on is None else on
+        self.network = _core.Network(
             self.plan.network.kind,
             dict(self.plan.network.config),
             make_store(self.plan.network),
-            open_device(device, threads),
+            self.device,
         )
+        self.most: int | None = None
+        self.kept: Kept = plainly
         self._running: set[_core.CancelToken] = set()
-        self._device = (device, threads)
+        self._named = (device, threads)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Upscaler, (self.plan.network.path, *self._device)
+        return Upscaler, (self.plan.network.path, *self._named)
 
     def __repr__(self) -> str:
         return f"<sdengine.Upscaler x{self.scale} from {str(self.plan.network.path)!r}>"
@@ -126,6 +142,11 @@ class Upscaler:
                 return [self._one(each, tile, overlap, factor, token) for each in image]
             return self._one(image, tile, overlap, factor, token)
 
+    def release(self) -> None:
+        """Give memory back until the next picture: weights, and large activations."""
+        self.network.release_weights()
+        self.network.release_activations()
+
     @contextmanager
     def _token(self, given: _core.CancelToken | None) -> Iterator[_core.CancelToken]:
         token = given or _core.CancelToken()
@@ -148,10 +169,13 @@ class Upscaler:
             raise ParameterError(
                 f"the picture is {image.width} x {image.height} pixels; expected one at least"
             )
-        side, shared = self._tiling(image.size, tile, overlap)
 
         def enlarged(layer: Image.Image) -> Image.Image:
-            return self._layer(layer, side, shared, token)
+            def made_of_tiles() -> Image.Image:
+                side, shared = self._tiling(image.size, tile, overlap)
+                return self._layer(layer, side, shared, token)
+
+            return self.kept(made_of_tiles, "upscaler")
 
         result = enlarged(image.convert("RGB") if image.mode == "RGBA" else on_white(image))
         if image.mode == "RGBA":
@@ -185,7 +209,7 @@ class Upscaler:
         padded = np.ascontiguousarray(np.pad(planes, room, mode="reflect"), np.float32)
         tile = -(-side // grid)
         shared = min(-(-overlap // grid), tile // 2)
-        made = _core.upscale_image(self._network, padded, self.scale, grid, tile, shared, token)
+        made = _core.upscale_image(self.network, padded, self.scale, grid, tile, shared, token)
         return made[:, :, : height * self.scale, : width * self.scale]
 
     def _tiling(
@@ -193,7 +217,7 @@ class Upscaler:
     ) -> tuple[int, int]:
         """Side and overlap of the tiles; a side of 0 is one piece."""
         if tile is None:
-            side = 0 if self._fits(*size) else next(filter(self._fits, _TILES), _TILES[-1])
+            side = 0 if self._fits(*size) else next(filter(self._fits, TILES), TILES[-1])
         elif isinstance(tile, int) and (tile == 0 or _SMALLEST_TILE <= tile <= _LARGEST_TILE):
             side = tile
         else:
@@ -212,10 +236,13 @@ class Upscaler:
 
     def _fits(self, width: int, height: int | None = None) -> bool:
         """Whether a picture of this size (a square without `height`) can be done in one piece."""
-        # What an earlier run still holds is used again.
-        free = (available_memory() or _ASSUMED_FREE_BYTES) + self._network.activation_bytes
+        most = self.most
+        if most is None:
+            # What an earlier run still holds is used again.
+            free = (available_memory() or _ASSUMED_FREE_BYTES) + self.network.activation_bytes
+            most = min(free // 2, _MOST_BYTES)
         shape = [1, self.plan.channels, height or width, width]
-        return self._network.planned_bytes({"image": shape}, {}) <= min(free // 2, _MOST_BYTES)
+        return self.network.planned_bytes({"image": shape}, {}) <= most
 
 
 def _checked_scale(scale: float | None, own: int) -> float:
