@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "bindings/bindings.h"
+#include "bindings/ggml_types.h"
 #include "runtime/device.h"
 
 namespace sde::bindings {
@@ -21,15 +22,6 @@ using Buffer = std::unique_ptr<ggml_backend_buffer, decltype(&ggml_backend_buffe
 
 [[noreturn]] void reject(const std::string& message) {
     throw Error(ErrorKind::Parameter, message);
-}
-
-ggml_type parse_type(const std::string& name) {
-    for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
-        const ggml_type_traits* traits = ggml_get_type_traits(static_cast<ggml_type>(i));
-        if (traits->type_name && name == traits->type_name && traits->blck_size > 0)
-            return static_cast<ggml_type>(i);
-    }
-    reject("unknown ggml type '" + name + "'");
 }
 
 Context new_context() {
@@ -70,7 +62,7 @@ py::array_t<float> run(const Floats& input, const py::buffer& weight_bytes, cons
     if (input.ndim() != 2 || out_features < 1 || threads < 1 || repeats < 1)
         reject("ggml_linear takes an input of 2 axes, and at least one feature, thread and repeat");
     const int64_t rows = input.shape(0), in_features = input.shape(1);
-    const ggml_type kind = parse_type(type);
+    const ggml_type kind = parse_ggml_type(type);
     if (in_features % ggml_blck_size(kind)) reject("the features are not whole blocks of " + type);
 
     const Context weights = new_context(), others = new_context();

@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "bindings/bindings.h"
+#include "bindings/ggml_types.h"
 #include "kernels/dispatch.h"
 #include "kernels/fast/fast.h"
 
@@ -131,15 +132,6 @@ Activation parse_activation(const std::string& name) {
     reject("unknown activation '" + name + "'");
 }
 
-ggml_type parse_type(const std::string& name) {
-    for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
-        const ggml_type_traits* traits = ggml_get_type_traits(static_cast<ggml_type>(i));
-        if (traits->type_name && name == traits->type_name && traits->blck_size > 0)
-            return static_cast<ggml_type>(i);
-    }
-    reject("unknown ggml type '" + name + "'");
-}
-
 ConvMethod parse_method(const std::string& name) {
     if (name == "auto") return ConvMethod::Auto;
     if (name == "direct") return ConvMethod::Direct;
@@ -157,7 +149,7 @@ size_t bytes_of(ggml_type type, int64_t count) {
 
 Weight weight_of(const py::buffer_info& bytes, const std::string& type_name, int64_t rows,
                  int64_t row_elements) {
-    const ggml_type type = parse_type(type_name);
+    const ggml_type type = parse_ggml_type(type_name);
     const size_t expected = bytes_of(type, rows * row_elements),
                  found = static_cast<size_t>(bytes.size * bytes.itemsize);
     if (found != expected)
@@ -349,7 +341,7 @@ double peak_gflops(const std::string& isa, int repeats) {
 
 // float32 -> bytes of a ggml type, as rows of `width` elements.
 py::bytes quantize(const Floats& values, const std::string& type_name, int64_t width) {
-    const ggml_type type = parse_type(type_name);
+    const ggml_type type = parse_ggml_type(type_name);
     if (width < 1 || values.size() % width) reject("width does not divide the values");
     std::string bytes(bytes_of(type, width) * (values.size() / width), '\0');
     const std::vector<float> importance(width, 1.0f);
