@@ -99,7 +99,7 @@ CASES = (
     Case(
         *("sdxl-1024", "SDXL UNet, 1024²", "sdxl", "denoiser", 1024, ("f16", "q8_0")),
         warm_ups=0,
-        rounds=2,
+        rounds=4,
         openvino_types=("int8",),  # the faster; the f16 file would take 5 GB
         targets=_XL,
     ),

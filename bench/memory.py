@@ -23,7 +23,7 @@ import measuring
 Report = dict[str, Any]
 CASES: dict[str, tuple[tuple[int, str], ...]] = {
     "sd15": (
-        *((256, limit) for limit in ("300MB", "350MB", "400MB")),
+        *((256, limit) for limit in ("200MB", "300MB", "350MB", "400MB")),
         *((512, limit) for limit in ("400MB", "600MB", "800MB", "1GB", "1.2GB", "2GB")),
     ),
     "sdxl": tuple((1024, limit) for limit in ("1GB", "2.5GB", "4GB", "6GB", "8GB")),

@@ -2,7 +2,8 @@
 
 zig (``pip install ziglang``) is a clang with the C and C++ libraries of Windows, macOS and Linux. A compiler's errors
 are found with it; nothing is linked or run, and ggml, which is built for these systems elsewhere, is left out.
-Options of each file are those of a build for this machine, which is configured for them.
+Options of each file are those of a build for this machine, which is configured for them; those of the files for AArch64
+alone are of a build of the kernels' checks.
 """
 
 from __future__ import annotations
@@ -45,17 +46,30 @@ WINDOWS_PYCONFIG = """\
 """
 
 
-def configure() -> list[dict[str, str]]:
-    """The compile commands of a build for this machine."""
-    command = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(BUILD / "host")]
+def configure(name: str, source: Path, *options: str) -> list[dict[str, str]]:
+    """The compile commands of our own files in a build of ``source``."""
+    command = ["cmake", "-G", "Ninja", "-S", str(source), "-B", str(BUILD / name), *options]
     command += ["-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"]
-    command += [f"-DPython_EXECUTABLE={sys.executable}", "-DPYBIND11_FINDPYTHON=ON"]
+    subprocess.run([*command, f"-DPython_EXECUTABLE={sys.executable}"], check=True)
+    text = (BUILD / name / "compile_commands.json").read_text("utf-8")
+    return [entry for entry in json.loads(text) if ROOT / "csrc" in Path(entry["file"]).parents]
+
+
+def host_commands() -> list[dict[str, str]]:
+    """The compile commands of a build for this machine."""
     pybind11 = subprocess.run(
         [sys.executable, "-m", "pybind11", "--cmakedir"], check=True, capture_output=True, text=True
     )
-    subprocess.run([*command, f"-Dpybind11_DIR={pybind11.stdout.strip()}"], check=True)
-    text = (BUILD / "host" / "compile_commands.json").read_text("utf-8")
-    return [entry for entry in json.loads(text) if ROOT / "csrc" in Path(entry["file"]).parents]
+    directory = f"-Dpybind11_DIR={pybind11.stdout.strip()}"
+    return configure("host", ROOT, "-DPYBIND11_FINDPYTHON=ON", directory)
+
+
+def arm_commands() -> list[dict[str, str]]:
+    """Those of the files that only AArch64 has, after ``host_commands``."""
+    system = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
+    ggml = f"-DSDENGINE_GGML_DIR={BUILD / 'host' / 'ggml-source'}"
+    entries = configure("arm", ROOT / "tests" / "kernels", *system, ggml)
+    return [entry for entry in entries if "-march=armv8.2-a" in entry["command"]]
 
 
 def options_for(target: str, entry: dict[str, str]) -> Iterator[str]:
@@ -66,7 +80,9 @@ def options_for(target: str, entry: dict[str, str]) -> Iterator[str]:
             next(given)
         elif option == "-isystem":
             yield from (option, next(given))
-        elif option not in ("-g", "-fPIC", "-fno-fat-lto-objects"):
+        elif option.startswith("-march=armv8.2-a"):
+            yield option.replace("-march=armv8.2-a", "-mcpu=generic+v8_2a")  # zig's names
+        elif option not in ("-g", "-fPIC", "-fno-fat-lto-objects", "-fno-schedule-insns"):
             yield option
     if "windows" in target:
         yield from ("-include", str(BUILD / "windows_pyconfig.h"))
@@ -75,8 +91,6 @@ def options_for(target: str, entry: dict[str, str]) -> Iterator[str]:
 def compile_one(target: str, entry: dict[str, str]) -> str:
     """What the compiler says of one file; nothing when all is well."""
     options = list(options_for(target, entry))
-    if target.startswith("aarch64") and "-mavx2" in options:
-        return ""
     source = Path(entry["file"])
     output = BUILD / target / source.relative_to(ROOT).with_suffix(".o")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -93,10 +107,13 @@ def compile_one(target: str, entry: dict[str, str]) -> str:
 
 def main() -> None:
     """Compile for the targets that are named, or all."""
-    entries = configure()
+    commands = host_commands()
+    common = [entry for entry in commands if "-mavx2" not in entry["command"]]
+    arm = common + arm_commands()
     (BUILD / "windows_pyconfig.h").write_text(WINDOWS_PYCONFIG, "utf-8")
     failed = 0
     for target in sys.argv[1:] or TARGETS:
+        entries = arm if target.startswith("aarch64") else commands
         with ThreadPoolExecutor(int(os.environ.get("JOBS", os.cpu_count() or 1))) as pool:
             complaints = [c for c in pool.map(partial(compile_one, target), entries) if c]
         print(f"{target}: {len(entries)} files, {len(complaints)} do not compile", flush=True)

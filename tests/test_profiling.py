@@ -59,6 +59,9 @@ def test_multiply_adds_are_those_of_the_layers(pipe: sdengine.Pipeline) -> None:
     shapes = {b.name: b.entry.shape for b in pipe.model.components["unet"].bindings}
     assert first.block == "conv_in"
     assert first.multiply_adds == size * size * int(np.prod(shapes["conv_in.weight"]))
+    counted = {o.kind for o in recorded.operators if o.multiply_adds}
+    assert counted == {"conv2d", "linear", "attention", "feed_forward"}
+    assert all(o.multiply_adds for o in recorded.operators if o.kind == "feed_forward")
 
 
 def test_groups_add_up(profile: Profile) -> None:

@@ -94,8 +94,13 @@ py::dict run(Runner& runner, const std::map<std::string, py::array>& inputs,
 }
 
 py::list rehearsed(const Runner& runner) {
+    std::vector<Evaluation> asked;
+    {
+        const py::gil_scoped_release release;
+        asked = runner.rehearsed();
+    }
     py::list out;
-    for (const Evaluation& one : runner.rehearsed()) {
+    for (const Evaluation& one : asked) {
         py::dict shapes;
         for (const auto& [name, shape] : one.shapes) shapes[py::str(name)] = shape.dims();
         out.append(py::make_tuple(shapes, one.options, one.steady, one.graphs_kept));
@@ -325,19 +330,21 @@ void bind_networks(py::module_& m) {
             },
             py::arg("adapters"),
             "Make exactly these adapters apply, each with its scale; they read their files now.")
-        .def_property_readonly("adapter_bytes", &Runner::adapter_bytes,
-                               "Memory that the adapters take.")
+        .def_property_readonly(
+            "adapter_bytes",
+            py::cpp_function(&Runner::adapter_bytes, py::call_guard<py::gil_scoped_release>()),
+            "Memory that the adapters take.")
         .def("set_profile", &Runner::set_profile, py::arg("profile").none(true),
+             py::call_guard<py::gil_scoped_release>(),
              "Run the operators one by one from now on, with their times in `profile`; None ends "
              "it.")
         .def("release", &Runner::release, py::call_guard<py::gil_scoped_release>(),
              "Free the graphs; the next run builds them again.")
         .def("release_weights", &Runner::release_weights, py::call_guard<py::gil_scoped_release>(),
              "Let mapped weights leave memory; the next run reads them again from the file.")
-        .def(
-            "release_activations", &Runner::release_activations,
-            py::call_guard<py::gil_scoped_release>(),
-            "Let large activations leave memory; the graphs stay, and the next run takes it again.")
+        .def("release_activations", &Runner::release_activations,
+             py::call_guard<py::gil_scoped_release>(),
+             "Let activations leave memory; the graphs stay, and the next run takes it again.")
         .def_property_readonly(
             "activation_bytes",
             py::cpp_function(&Runner::activation_bytes, py::call_guard<py::gil_scoped_release>()))

@@ -136,9 +136,6 @@ Tensor feed_forward(const Linear& in, const Linear& out, const Tensor& x, Middle
     const bool joined = spec.geglu || beside;
     const int64_t held = spec.in.weight.rows + (joined ? spec.out.in_features : 0);
     spec.out.epilogue.gate_stride = epilogue.gate ? row_stride(epilogue.gate) : 0;
-    x.graph().add_work(
-        x.size(0) * x.size(1) *
-        (spec.in.in_features * spec.in.weight.rows + spec.out.in_features * spec.out.weight.rows));
     Sources sources;
     sources.add(x);
     sources.add(in.weight());
@@ -149,6 +146,10 @@ Tensor feed_forward(const Linear& in, const Linear& out, const Tensor& x, Middle
     spec.residual = sources.add(epilogue.residual);
     spec.gate = sources.add(epilogue.gate);
     spec.beside = sources.add(beside);
+    // Counted for the next operator: not for the room.
+    x.graph().add_work(
+        x.size(0) * x.size(1) *
+        (spec.in.in_features * spec.in.weight.rows + spec.out.in_features * spec.out.weight.rows));
     return {x.graph(),
             custom(x.graph(), {shape[2], shape[1], shape[0]}, sources, spec, run_feed_forward),
             shape};

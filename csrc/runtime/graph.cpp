@@ -15,8 +15,8 @@ namespace {
 
 // Room for the headers of one graph's operators; the largest network here (SDXL) has about 8,000.
 constexpr size_t kMaxNodes = 32768;
-// Activations of fewer bytes stay in memory between runs, and in pages of the usual size.
-constexpr size_t kWorthReleasing = size_t{64} << 20;
+// Activations of fewer bytes are in pages of the usual size.
+constexpr size_t kWorthHugePages = size_t{64} << 20;
 
 // Gives a buffer's memory back; what it held is lost, and it can be used again.
 bool discard(ggml_backend_buffer_t buffer) {
@@ -220,7 +220,7 @@ void Graph::take_memory() {
     for (size_t i = 0; i < devices_.size(); ++i)
         activations_.emplace_back(devices_[i]->tally(),
                                   ggml_gallocr_get_buffer_size(allocator_, static_cast<int>(i)));
-    if (devices_[0]->runs_custom() && !inputs_.empty() && activation_bytes() >= kWorthReleasing) {
+    if (devices_[0]->runs_custom() && !inputs_.empty() && activation_bytes() >= kWorthHugePages) {
         // All inputs lie in the one buffer of a processor's activations.
         ggml_backend_buffer_t buffer = inputs_.begin()->second->buffer;
         prefer_huge_pages(ggml_backend_buffer_get_base(buffer),
@@ -355,7 +355,7 @@ size_t Graph::activation_bytes() const {
 
 void Graph::release_activations() {
     if (!devices_[0]->runs_custom()) return free_activations();
-    if (inputs_.empty() || activation_bytes() < kWorthReleasing) return;
+    if (inputs_.empty()) return;
     // Inputs are set before every run, constants when it begins, and nothing else in the
     // allocator's buffer outlives one.
     is_released_ = discard(inputs_.begin()->second->buffer);

@@ -128,9 +128,8 @@ class Graph {
     // Bytes of activations that are in memory; planned_bytes is what allocate() would take.
     size_t activation_bytes() const;
     // Activations hold nothing between runs but steady results, which can be computed again. They
-    // leave a device with memory of its own. On the CPU large ones leave memory until the next run,
-    // where the system has a call for it; small ones stay, since getting memory back takes time,
-    // too.
+    // leave a device with memory of its own. On the CPU they leave memory until the next run, where
+    // the system has a call for it.
     void release_activations();
     size_t planned_bytes();
     std::vector<size_t> planned_by_device();

@@ -105,7 +105,7 @@ class Runner {
     // The weights leave memory where they are mapped from a file, and devices, unless they are to
     // stay there; the next run reads them again.
     void release_weights();
-    // Large activations leave memory, the graphs stay; see Graph.
+    // Activations leave memory, the graphs stay; see Graph.
     void release_activations();
     size_t activation_bytes() const;
     // Converted weights, which are the store's own.

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "runtime/pages.h"
+#include "weights/reading.h"
 #include "weights/staying.h"
 
 namespace sde {
@@ -354,6 +355,7 @@ std::vector<Footprint> Residency::planned(Graph& graph, const Residence& residen
     const std::vector<size_t> activations = graph.planned_by_device();  // completes the graph
     const std::vector<size_t> scratch = graph.scratch_by_device();
     const std::vector<Segment> segments = cut(graph, residence);
+    const ReadInFile read(graph);
     std::vector<Footprint> footprints(on_.size());
     for (size_t device = 0; device < on_.size(); ++device) {
         Footprint& footprint = footprints[device];
@@ -361,18 +363,21 @@ std::vector<Footprint> Residency::planned(Graph& graph, const Residence& residen
         footprint.scratch = scratch[device];
         const Slots::Sizes sizes = slot_sizes(segments, static_cast<int>(device));
         std::set<Values> kept;
-        size_t before = 0, most = 0;  // of segments that are in memory together
+        size_t most = 0;  // of a segment that is read in the file
         for (const Segment& segment : segments) {
             if (segment.device != static_cast<int>(device)) continue;
             for (const ggml_tensor* parameter : segment.kept)
                 if (kept.insert(values_of(*parameter)).second)
                     footprint.weights +=
-                        in_place() ? ggml_nbytes(parameter)
+                        in_place() ? read.of(*parameter)
                                    : placed_bytes(on_[device].device->buffer_type(), *parameter);
-            most = std::max(most, before + segment.bytes);
-            before = segment.bytes;
+            size_t bytes = 0;
+            for (const ggml_tensor* parameter : segment.streamed) bytes += read.of(*parameter);
+            most = std::max(most, bytes);
         }
         footprint.kept = footprint.weights;
+        // What is read ahead in the file is in the system's cache and not yet the process's: it has
+        // the pages of one segment at a time.
         footprint.weights += in_place() ? most : sizes[0] + sizes[1];
         if (!in_place()) footprint.staging += Slots::staging_bytes(*on_[device].device, sizes);
     }

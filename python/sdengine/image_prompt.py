@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -105,6 +105,16 @@ class LoadedImagePrompt:
             raise ParameterError(
                 f"{len(listed)} ip_images were given for a batch of {count}; give one or as many"
             )
+        read = self._read(listed, count, scale)
+        for network in self.networks.values():  # not read again until the next pictures
+            network.release_weights()
+            network.release_activations()
+        return read
+
+    def _read(
+        self, listed: Sequence[ImageLike], count: int, scale: float
+    ) -> PictureTokens | ContextTokens:
+        """The pictures through the networks."""
         side = int(self.plan.encoder.config["image_size"])
         if self.plan.is_context:
             pixels = np.concatenate([siglip_pixels(picture, side) for picture in listed])

@@ -5,6 +5,7 @@
 // Results must be the same bits for every number of threads. The units of arithmetic="fast" are
 // held against their plain one as well, which rounds operands in the same way. pytest checks more
 // shapes, against other libraries.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -327,6 +328,34 @@ void check_attentions() {
     for (int variant = 0; variant < 16; ++variant) check_attention(2, 33, 45, 2, 1, 24, variant);
 }
 
+// A number that is none makes its own row of the output so, and tiny ones are nothing worse than 0.
+void check_special_numbers() {
+    constexpr int64_t rows = 21, in = 64, out = 11, odd = 3, tiny = 4;
+    for (const ggml_type type : {GGML_TYPE_Q8_0, GGML_TYPE_F16})
+        for (const float value : {std::nanf(""), HUGE_VALF, -HUGE_VALF})
+            for (const Unit unit : kUnits) {
+                if (!available(unit)) continue;
+                Floats input(rows * in), found(rows * out);
+                input.data()[odd * in + 40] = value;
+                std::fill_n(input.data() + tiny * in, in, 1e-42f);
+                const Packed weight(type, out, in);
+                Linear op{};
+                op.input = input.data(), op.output = found.data();
+                op.rows = rows, op.in_features = in, op.weight = weight.weight;
+                run([&](Team& team) { unit_table(unit).linear(op, team); }, 1);
+                bool right = true;
+                for (int64_t i = 0; i < found.size(); ++i) {
+                    const float x = found.data()[i];
+                    right = right && std::isfinite(x) == (i / out != odd) &&
+                            (i / out != tiny || std::fabs(x) < 1e-39f);
+                }
+                ++checks;
+                if (right) continue;
+                ++failures;
+                std::printf("%g in an input, %s, %s\n", value, ggml_type_name(type), name_of(unit));
+            }
+}
+
 void check_norms() {
     const int64_t shapes[][3] = {{1, 1, 32}, {2, 35, 64}, {3, 7, 320}, {1, 700, 96}, {4, 1, 33}};
     for (const auto& [batch, pixels, channels] : shapes) {
@@ -360,9 +389,16 @@ int main() {
     for (const Unit unit : kUnits)
         if (available(unit)) std::printf("%s ", name_of(unit));
     std::printf("\n");
+    for (const ggml_type type : {GGML_TYPE_Q8_0, GGML_TYPE_F16}) {
+        Linear op{};
+        op.rows = 100, op.weight.type = type;
+        const std::optional<Unit> unit = fast_unit(op);
+        std::printf("fast with %s: %s\n", ggml_type_name(type), unit ? name_of(*unit) : "none");
+    }
     check_convs();
     check_linears();
     check_attentions();
+    check_special_numbers();
     check_norms();
     std::printf("%d checks, %d failures\n", checks, failures);
     return failures == 0 ? 0 : 1;

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 import sdengine
@@ -19,8 +20,9 @@ from sdengine.upscalers import load_upscaler
 from tests import upscaler_models
 from tests.adapters.files import ATTENTION, kohya, lora, write
 from tests.control.conftest import Folders, picture
+from tests.control.models import build_vision, flat, ip_adapter_state
 from tests.test_preview_methods import taesd
-from tests.unet_models import build_unet
+from tests.unet_models import build_unet, write_safetensors
 
 PROMPT = "a red circle"
 OPTIONS: dict[str, Any] = {"width": 64, "height": 64, "steps": 2, "seed": 1}
@@ -38,6 +40,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folders = Folders(root)
     for name in ("sd1", "sd1-control", "sd1-control-1"):
         assert folders[name].exists()
+    build_vision().save_pretrained(root / "image_encoder")
+    unet = UNet2DConditionModel.from_pretrained(folders["sd1"] / "unet")
+    write_safetensors(flat(ip_adapter_state(unet, plus=True)), root / "plus.safetensors")
     return root
 
 
@@ -71,6 +76,7 @@ CASES = {
     "two controls": Case(
         {"controlnets": ["sd1-control", "sd1-control-1"]}, {"control_images": [HINT, HINT]}
     ),
+    "image prompt": Case({"ip_adapter": "plus.safetensors"}, {"ip_images": HINT}),
     "adapter": Case({"loras": ["ink.safetensors"]}),
     "tiny previews": Case({"preview_vae": "taesd"}, method="tiny"),
     "full previews": Case(method="full"),

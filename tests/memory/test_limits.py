@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from typing import Any
@@ -24,31 +25,55 @@ MEASURED = """
 import json, re, sys
 import sdengine
 options, limit = json.loads(sys.argv[1]), sys.argv[2]
-pipe = sdengine.load(sdengine.api.DEMO_MODEL, threads=1, prompt_cache=False)
-limit = pipe.plan(**options).smallest_limit + 10**7 if limit == "least" else int(limit)
 pipe = sdengine.load(sdengine.api.DEMO_MODEL, threads=1, prompt_cache=False, memory_limit=limit)
-planned = pipe.plan(prompt="a circle", **options).peak_memory
-pipe.generate("a circle", seed=1, **options)
+plan = pipe.plan(prompt="a circle", **options)
+try:
+    pipe.generate("a circle", seed=1, **options)
+    refused = ""
+except sdengine.errors.OutOfMemoryError as error:
+    refused = str(error)
 status = open("/proc/self/status").read()
 peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) * 1024
-print(json.dumps({"limit": limit, "planned": planned, "peak": peak, "together": pipe.memory.placement.together}))
+print(json.dumps({"planned": plan.peak_memory, "peak": peak, "refused": refused}))
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("limit", ["1000000000", "least"])
-def test_the_process_keeps_its_limit(limit: str) -> None:
-    options = {"width": 512, "height": 512, "batch_size": 3, "steps": 1}
+def measured(options: dict[str, Any], limit: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-c", MEASURED.replace("\\\\", "\\"), json.dumps(options), limit],
+        [sys.executable, "-c", MEASURED, json.dumps(options), limit],
         capture_output=True,
         text=True,
         check=True,
     )
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["peak"] <= found["limit"]
-    assert found["planned"] <= found["limit"]
-    assert found["planned"] == pytest.approx(found["peak"], rel=0.1)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(("side", "count"), [(128, 1), (256, 2), (512, 3)])
+def test_the_process_keeps_its_limit(side: int, count: int) -> None:
+    """Also the smallest one that a refusal names; 5 MB less are refused."""
+    options = {"width": side, "height": side, "batch_size": count, "steps": 2}
+    named = re.search(
+        r"memory_limit='(\d+)MB' is the smallest", measured(options, "10MB")["refused"]
+    )
+    assert named
+    least = int(named[1])
+    assert measured(options, f"{least - 5}MB")["refused"]
+    for megabytes in (least, 3 * least // 2, 1000):
+        found = measured(options, f"{megabytes}MB")
+        assert not found["refused"]
+        assert found["peak"] <= megabytes * 10**6
+        assert found["planned"] <= megabytes * 10**6
+        assert found["planned"] == pytest.approx(found["peak"], rel=0.1)
+
+
+def test_activations_leave_with_their_network(pipe: sdengine.Pipeline) -> None:
+    """However small they are: what runs next has the memory."""
+    pipe.generate(PROMPT, **SAME)
+    assert [network.activation_bytes for network in pipe.networks.values()] == [0] * len(
+        pipe.networks
+    )
 
 
 @pytest.mark.parametrize("together", [1, 2, 3])

@@ -72,9 +72,9 @@ struct NarrowHead {
             for (int64_t d = 0; d < op.head_dim; ++d)
                 s.floats[d] = q[i * op.q_token_stride + d] * (op.scale * kLog2E);
             const int64_t tile = i / kRows, rows = rows_of(tile);
-            round_values(s.floats, op.head_dim,
-                         s.queries + tile * plan.tile_bytes() + i % kRows * kBlockBytes,
-                         rows * kBlockBytes);
+            round_values<kTogether>(s.floats, op.head_dim,
+                                    s.queries + tile * plan.tile_bytes() + row_at(i % kRows),
+                                    rows_bytes(rows));
             s.row_max[i] = -__builtin_inff();
             s.row_weight[i] = 0;
         }
@@ -90,11 +90,11 @@ struct NarrowHead {
         for (int64_t c = 0; c < keys; c += kLanes) {
             const int64_t valid = min_of<int64_t>(kLanes, keys - c);
             for (int64_t i = 0; i < valid; ++i)
-                round_values(k + (key + c + i) * op.k_token_stride, op.head_dim,
-                             s.rows + i * row_bytes, kBlockBytes);
+                round_values<1>(k + (key + c + i) * op.k_token_stride, op.head_dim,
+                                s.rows + i * row_bytes, kBlockBytes);
             const int64_t panel = c / kNarrowWidth * kNarrowWidth;
             store_columns(s.rows, valid, plan.depth_blocks, width_at(panel, keys),
-                          s.keys + panel * row_bytes + (c - panel) * 4);
+                          s.keys + panel * row_bytes + (c - panel) * kGroupBytes);
         }
     }
 
@@ -105,14 +105,17 @@ struct NarrowHead {
             const int64_t panel = d / kNarrowWidth * kNarrowWidth;
             const int64_t wide = width_at(panel, op.head_dim);
             const int64_t n = min_of<int64_t>(kLanes, op.head_dim - d);
-            uint8_t* to = s.values + panel * plan.key_block * 2 + (d - panel) * 4;
-            for (int64_t pair = 0; pair < pairs; ++pair, to += wide * 4) {
+            uint8_t* to = s.values + panel * plan.key_block * 2 + (d - panel) * kGroupBytes;
+            for (int64_t pair = 0; pair < pairs; pair += kTogether, to += wide * kGroupBytes) {
                 const auto token = [&](int64_t i) {
                     const Vec x =
                         i < keys ? read_lanes(v + (key + i) * op.v_token_stride + d, n) : Vec{};
                     return __builtin_convertvector(round_to_bf16(x), IntVec);
                 };
-                store(to, from_bits(token(2 * pair) | token(2 * pair + 1) << 16));
+                Vec words[kTogether];
+                for (int64_t i = pair; i < pair + kTogether; ++i)
+                    words[i - pair] = from_bits(token(2 * i) | token(2 * i + 1) << 16);
+                store_group(to, words);
             }
         }
     }
@@ -132,7 +135,7 @@ struct NarrowHead {
                 const Vec weight = exp2_of_negative(load(scores + j + part) - now);
                 total += weight;
                 const ShortVec rounded = round_to_bf16(weight);
-                __builtin_memcpy(to + 2 * part, &rounded, sizeof rounded);
+                __builtin_memcpy(to + byte_at<kTogether>(2 * part), &rounded, sizeof rounded);
             }
         const float factor = exp2_of_negative(splat(before - now))[0];
         s.row_max[i] = now;
@@ -151,7 +154,7 @@ struct NarrowHead {
         float factors[kRows];
         for (int64_t r = 0; r < rows; ++r)
             factors[r] = weigh(s.scores + r * plan.key_block, first + r, keys,
-                               s.weights + r * kBlockBytes, rows * kBlockBytes);
+                               s.weights + row_at(r), rows_bytes(rows));
         for (int64_t d = 0; d < op.head_dim; d += kNarrowWidth) {
             const int64_t wide = width_at(d, op.head_dim);
             narrow_tile_for(rows, wide)(s.weights, nullptr, s.values + d * plan.key_block * 2,

@@ -24,6 +24,7 @@ namespace {
 #include "kernels/simd/tile.inl"
 #include "kernels/simd/product.inl"
 #include "kernels/simd/dots.inl"
+#include "kernels/fast/operands.inl"
 // clang-format on
 
 }  // namespace

@@ -10,6 +10,8 @@
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #elif defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -17,8 +19,8 @@
 namespace sde::kernels {
 namespace {
 
-constexpr const char* kNames[] = {"int8_plain",   "int8_avxvnni", "int8_avx512vnni",
-                                  "int8_dotprod", "bf16_plain",   "bf16_avx512"};
+constexpr const char* kNames[] = {"int8_plain", "int8_avxvnni", "int8_avx512vnni", "int8_dotprod",
+                                  "int8_i8mm",  "bf16_plain",   "bf16_avx512",     "bf16_neon"};
 
 // Fewer rows than this are bound by reading the weights.
 constexpr int64_t kFewRows = 8;
@@ -30,6 +32,16 @@ bool has_avx_vnni() noexcept {
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || a < 1) return false;
     __cpuid_count(7, 1, a, b, c, d);
     return a >> 4 & 1;
+}
+#elif defined(__aarch64__) && defined(__linux__)
+// HWCAP2_I8MM and HWCAP2_BF16, which the headers of a Linux before 5.10 lack.
+constexpr unsigned long kI8mm = 1ul << 13, kBf16 = 1ul << 14;
+#elif defined(__aarch64__) && defined(__APPLE__)
+// By a name under hw.optional.arm; a system that does not know the name has none such.
+bool has_feature(const char* name) noexcept {
+    int value = 0;
+    size_t size = sizeof value;
+    return !sysctlbyname(name, &value, &size, nullptr, 0) && value;
 }
 #endif
 
@@ -48,9 +60,17 @@ bool processor_has(Unit unit) noexcept {
 #elif defined(__aarch64__) && defined(__linux__)
         case Unit::Int8Dotprod:
             return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+        case Unit::Int8I8mm:
+            return getauxval(AT_HWCAP2) & kI8mm;
+        case Unit::Bf16Neon:
+            return getauxval(AT_HWCAP2) & kBf16;
 #elif defined(__aarch64__) && defined(__APPLE__)
         case Unit::Int8Dotprod:
             return true;  // every Apple processor that runs macOS
+        case Unit::Int8I8mm:
+            return has_feature("hw.optional.arm.FEAT_I8MM");
+        case Unit::Bf16Neon:
+            return has_feature("hw.optional.arm.FEAT_BF16");
 #endif
         default:
             return false;
@@ -81,12 +101,12 @@ std::optional<Unit> best_of(std::initializer_list<Unit> units) {
 
 std::optional<Unit> best_int8() {
     static const std::optional<Unit> unit =
-        best_of({Unit::Int8Avx512Vnni, Unit::Int8AvxVnni, Unit::Int8Dotprod});
+        best_of({Unit::Int8Avx512Vnni, Unit::Int8AvxVnni, Unit::Int8I8mm, Unit::Int8Dotprod});
     return unit;
 }
 
 std::optional<Unit> best_bf16() {
-    static const std::optional<Unit> unit = best_of({Unit::Bf16Avx512});
+    static const std::optional<Unit> unit = best_of({Unit::Bf16Avx512, Unit::Bf16Neon});
     return unit;
 }
 
@@ -122,6 +142,10 @@ const UnitTable& unit_table(Unit unit) noexcept {
 #elif defined(__aarch64__)
         case Unit::Int8Dotprod:
             return int8_dotprod_unit;
+        case Unit::Int8I8mm:
+            return int8_i8mm_unit;
+        case Unit::Bf16Neon:
+            return bf16_neon_unit;
 #endif
         case Unit::Bf16Plain:
             return bf16_plain_unit;

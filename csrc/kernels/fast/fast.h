@@ -25,9 +25,19 @@
 namespace sde::kernels {
 
 // Plain ones are the oracle of the others in tests; no model runs on them.
-enum class Unit { Int8Plain, Int8AvxVnni, Int8Avx512Vnni, Int8Dotprod, Bf16Plain, Bf16Avx512 };
+enum class Unit {
+    Int8Plain,
+    Int8AvxVnni,
+    Int8Avx512Vnni,
+    Int8Dotprod,
+    Int8I8mm,
+    Bf16Plain,
+    Bf16Avx512,
+    Bf16Neon
+};
 constexpr Unit kUnits[] = {Unit::Int8Plain,   Unit::Int8AvxVnni, Unit::Int8Avx512Vnni,
-                           Unit::Int8Dotprod, Unit::Bf16Plain,   Unit::Bf16Avx512};
+                           Unit::Int8Dotprod, Unit::Int8I8mm,    Unit::Bf16Plain,
+                           Unit::Bf16Avx512,  Unit::Bf16Neon};
 
 struct UnitTable {
     void (*linear)(const Linear&, Team&);

@@ -2,7 +2,9 @@
 
 // Registers: tile rows x panel vectors sums of whole numbers and as many of floats, the panel's
 // vectors of one step, and one broadcast value.
-#if SDE_LANES == 16
+#if SDE_TOGETHER == 2
+constexpr int kRows = 6, kVectors = 2;  // 12 + 12 + 4 + 1 of 32
+#elif SDE_LANES == 16
 constexpr int kRows = 6, kVectors = 2;  // 12 + 12 + 2 + 1 of 32
 #elif SDE_LANES == 8
 constexpr int kRows = 3, kVectors = 2;  // 6 + 6 + 2 + 1 of 16
@@ -13,7 +15,7 @@ constexpr int kRows = 3, kVectors = 2;
 #endif
 
 // Values in kBlockBytes, the floats behind those of each panel column, and what is known of a row.
-constexpr int64_t kBlockValues = 32, kBlockBytes = 32, kScales = 1;
+constexpr int64_t kBlockValues = kBlockBytes, kScales = 1;
 // `start` makes up for what is added to weights that have to be without sign.
 struct RowTerm {
     float scale;
@@ -35,9 +37,14 @@ SDE_INLINE Vec with_offset(Vec bytes) {
 
 typedef int8_t CharVec __attribute__((vector_size(SDE_LANES)));
 
-// sums[lane] + the sum of 4 products of bytes; a byte of `weights` has kWeightOffset added.
-SDE_INLINE IntVec dot4(IntVec sums, IntVec weights, IntVec values) {
-#if SDE_LANES == 16
+// sums[lane] + the sum of 4 products of bytes, of matrices 8; a byte of `weights` has kWeightOffset
+// added.
+SDE_INLINE IntVec multiply(IntVec sums, IntVec weights, IntVec values) {
+#if SDE_TOGETHER == 2
+    return reinterpret_cast<IntVec>(vmmlaq_s32(reinterpret_cast<int32x4_t>(sums),
+                                               reinterpret_cast<int8x16_t>(values),
+                                               reinterpret_cast<int8x16_t>(weights)));
+#elif SDE_LANES == 16
     return reinterpret_cast<IntVec>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums),
                                                         reinterpret_cast<__m512i>(weights),
                                                         reinterpret_cast<__m512i>(values)));
@@ -85,7 +92,10 @@ SDE_INLINE int32_t add_lanes_of(IntVec v) {
 }
 
 // Rounds 32 floats to a block: the largest becomes 127. Returns its scale and, as `start`, the sum
-// of its values. With a number in it that is not finite, the scale is none either.
+// of its values. With a number in it that is not finite, the scale is none either and the values
+// are 0, as they are where 127 over the largest would be infinite. Groups of so many rows take
+// turns.
+template <int Rows>
 SDE_INLINE RowTerm round_block(const float* values, int8_t* to) {
     constexpr int kParts = kBlockValues / kLanes;
     Vec v[kParts];
@@ -99,14 +109,18 @@ SDE_INLINE RowTerm round_block(const float* values, int8_t* to) {
     const int32_t bits = max_lane_of(highest);
     float largest;
     __builtin_memcpy(&largest, &bits, 4);
-    const float factor = largest > 0 ? 127 / largest : 0;
+    if (!(largest >= 1e-36f && largest < __builtin_inff())) {
+        for (int i = 0; i < kParts; ++i) std::memset(to + byte_at<Rows>(i * kLanes), 0, kLanes);
+        return {largest / 127, 0};
+    }
+    const float factor = 127 / largest;
     IntVec sum = {};
 #pragma GCC unroll 8
     for (int i = 0; i < kParts; ++i) {
         const IntVec rounded = round_to_int(v[i] * factor);
         sum += rounded;
         const CharVec bytes = __builtin_convertvector(rounded, CharVec);
-        __builtin_memcpy(to + i * kLanes, &bytes, sizeof bytes);
+        __builtin_memcpy(to + byte_at<Rows>(i * kLanes), &bytes, sizeof bytes);
     }
     return {largest / 127, add_lanes_of(sum)};
 }
@@ -119,7 +133,7 @@ void round_row(const float* row, int64_t channels, uint8_t* to, int64_t stride, 
         float part[kBlockValues] = {};
         const bool whole = channels - k >= kBlockValues;
         if (!whole) std::memcpy(part, row + k, static_cast<size_t>(channels - k) * 4);
-        *terms = round_block(whole ? row + k : part, reinterpret_cast<int8_t*>(to));
+        *terms = round_block<kTogether>(whole ? row + k : part, reinterpret_cast<int8_t*>(to));
         terms->start *= -kWeightOffset;
     }
 }
@@ -186,7 +200,18 @@ void round_weight_row(const Weight& weight, int64_t row, int64_t begin, int64_t 
     }
     const float* part = whole_blocks(weight, row, begin, count, floats);
     for (int64_t k = 0; k < count; k += kBlockValues)
-        *scales++ = round_block(part + k, values + k).scale;
+        *scales++ = round_block<1>(part + k, values + k).scale;
+}
+
+// The scales of the rows that are multiplied together, as their sums have them.
+template <int R>
+SDE_INLINE Vec row_scales(const RowTerm* terms, int row) {
+    const Vec first = splat(terms[row].scale);
+    if constexpr (kTogether == 1) return first;
+    const Vec second = splat(terms[min_of(row + 1, R - 1)].scale);
+    Vec low, high;
+    interleave_in_blocks<2>(first, second, low, high, MakeLanes<kLanes>::type{});
+    return low;
 }
 
 // out[i * out_stride + c] = sum over blocks b of terms[b][i].scale * scales[b][c] * (whole number
@@ -194,40 +219,43 @@ void round_weight_row(const Weight& weight, int64_t row, int64_t begin, int64_t 
 template <int R, int V>
 void narrow_tile(const uint8_t* rows, const RowTerm* terms, const uint8_t* panel, int64_t blocks,
                  float* out, int64_t out_stride) {
-    constexpr int kWidth = V * kLanes;
-    Vec sum[R][V] = {};
-    for (int64_t b = 0; b < blocks; ++b, rows += R * kBlockBytes, terms += R) {
-        IntVec dots[R][V];
+    constexpr int kWidth = V * kLanes, kSums = V * kTogether, kSets = ceil_div(R, kTogether);
+    Vec sum[kSets][kSums] = {};
+    for (int64_t b = 0; b < blocks; ++b, rows += rows_bytes(R), terms += R) {
+        IntVec dots[kSets][kSums];
 #pragma GCC unroll 16
-        for (int i = 0; i < R; ++i)
+        for (int i = 0; i < kSets; ++i)
 #pragma GCC unroll 16
-            for (int v = 0; v < V; ++v) dots[i][v] = terms[i].start - IntVec{};
+            for (int v = 0; v < kSums; ++v)
+                dots[i][v] = (kWeightOffset ? terms[i].start : 0) - IntVec{};
 #pragma GCC unroll 8
-        for (int g = 0; g < 8; ++g, panel += kWidth * 4) {
-            IntVec w[V];
+        for (int g = 0; g < kGroups; ++g, panel += kWidth * kGroupBytes) {
+            IntVec w[kSums];
 #pragma GCC unroll 16
-            for (int v = 0; v < V; ++v) w[v] = bits_of(load(panel + v * kLanes * 4));
+            for (int v = 0; v < kSums; ++v) w[v] = bits_of(load(panel + v * kLanes * 4));
 #pragma GCC unroll 16
-            for (int i = 0; i < R; ++i) {
-                int32_t values;
-                __builtin_memcpy(&values, rows + i * kBlockBytes + g * 4, 4);
-                const IntVec x = values - IntVec{};
+            for (int i = 0; i < kSets; ++i) {
+                const IntVec x = bits_of(
+                    load_rows(rows + i * rows_bytes(kTogether) + g * kTogether * kGroupBytes));
 #pragma GCC unroll 16
-                for (int v = 0; v < V; ++v) dots[i][v] = dot4(dots[i][v], w[v], x);
+                for (int v = 0; v < kSums; ++v) dots[i][v] = multiply(dots[i][v], w[v], x);
             }
         }
-        Vec scale[V];
+        Vec scale[kSums];
 #pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) scale[v] = load(panel + v * kLanes * 4);
+        for (int v = 0; v < V; ++v) load_factors(panel + v * kLanes * 4, scale + v * kTogether);
         panel += kWidth * 4;
 #pragma GCC unroll 16
-        for (int i = 0; i < R; ++i)
+        for (int i = 0; i < kSets; ++i)
 #pragma GCC unroll 16
-            for (int v = 0; v < V; ++v)
-                sum[i][v] += __builtin_convertvector(dots[i][v], Vec) * (scale[v] * terms[i].scale);
+            for (int v = 0; v < kSums; ++v)
+                sum[i][v] += __builtin_convertvector(dots[i][v], Vec) *
+                             (scale[v] * row_scales<R>(terms, i * kTogether));
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < R; ++i)
+    for (int i = 0; i < R; i += kTogether)
 #pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) store(out + i * out_stride + v * kLanes, sum[i][v]);
+        for (int v = 0; v < V; ++v)
+            store_sums(sum[i / kTogether] + v * kTogether, R - i, out + i * out_stride + v * kLanes,
+                       out_stride);
 }

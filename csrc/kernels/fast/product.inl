@@ -1,8 +1,9 @@
 // The product of simd/product.inl with operands of few bits. A thread takes some out channels and
-// some pixels, slice by slice: it packs the slice's weights into panels [block][8][column][4 bytes]
-// that stay in its L2 cache, rounds the input of a few tiles of pixels, and runs these over the
-// panels.
+// some pixels, slice by slice: it packs the slice's weights into panels
+// [block][group][column][byte] that stay in its L2 cache, rounds the input of a few tiles of
+// pixels, and runs these over the panels.
 
+static_assert(kRows % kTogether == 0);
 constexpr int64_t kNarrowWidth = kVectors * kLanes;
 // Elements of a weight row in one slice: a panel is about as large as half the L1 cache.
 constexpr int64_t kNarrowSlice = 576;
@@ -72,9 +73,10 @@ void store_columns(const uint8_t* rows, int64_t valid, int64_t blocks, int64_t w
         for (int64_t r = 0; r < kLanes; ++r)
             m[r] = r < valid ? read_lanes(rows + (r * blocks * 8 + g) * 4, n) : Vec{};
         transpose(m);
-        for (int64_t j = 0; j < n; ++j)
-            store(panel + (g + j) / 8 * block_bytes_of(width) + (g + j) % 8 * width * 4,
-                  with_offset(m[j]));
+        for (Vec& word : m) word = with_offset(word);
+        for (int64_t j = 0; j < n; j += kTogether)
+            store_group(panel + (g + j) / 8 * block_bytes_of(width) + (g + j) % 8 * width * 4,
+                        m + j);
     }
 }
 
@@ -117,37 +119,35 @@ struct NarrowItem {
         return s.panels + (panel - first_panel) * s.plan.panel_bytes;
     }
 
-    // kLanes columns of a panel, from weight row `row` on; of the rows `valid` exist.
-    void pack_columns(int64_t row, int64_t valid, int64_t channel, int64_t channels, int64_t width,
-                      uint8_t* panel) const {
+    // kLanes columns of a panel, from `column` on.
+    void pack_columns(int64_t number, int64_t column, int64_t channel, int64_t channels) const {
+        const int64_t row = number * kNarrowWidth + column, wide = width(number);
+        const int64_t valid = min_of<int64_t>(kLanes, p.out_channels() - row);
         const int64_t blocks = ceil_div(channels, kBlockValues);
         for (int64_t r = 0; r < valid; ++r)
             round_weight_row(p.weight, row + r, channel, channels, s.floats,
                              s.weight_rows + r * blocks * kBlockBytes, s.scales + r * blocks);
-        store_columns(s.weight_rows, valid, blocks, width, panel);
+        store_columns(s.weight_rows, valid, blocks, wide, packed(number) + column * kGroupBytes);
         for (int64_t b = 0; kScales && b < blocks; ++b) {
             float scales[kLanes] = {};
             for (int64_t r = 0; r < valid; ++r) scales[r] = s.scales[r * blocks + b];
-            std::memcpy(panel + b * block_bytes_of(width) + kBlockBytes * width, scales,
-                        sizeof scales);
+            std::memcpy(packed(number) + b * block_bytes_of(wide) + kBlockBytes * wide + column * 4,
+                        scales, sizeof scales);
         }
     }
 
     void pack(int64_t channel, int64_t channels) const {
         for (int64_t panel = first_panel; panel < last_panel; ++panel)
-            for (int64_t column = 0; column < width(panel); column += kLanes) {
-                const int64_t row = panel * kNarrowWidth + column;
-                pack_columns(row, min_of<int64_t>(kLanes, p.out_channels() - row), channel,
-                             channels, width(panel), packed(panel) + column * 4);
-            }
+            for (int64_t column = 0; column < width(panel); column += kLanes)
+                pack_columns(panel, column, channel, channels);
     }
 
     // Rounds the input of a tile.
     void round_tile(int64_t pixel, int64_t rows, int64_t channel, int64_t channels, uint8_t* to,
                     RowTerm* terms) const {
         for (int64_t i = 0; i < rows; ++i)
-            round_row(input + (pixel + i) * p.channels + channel, channels, to + i * kBlockBytes,
-                      rows * kBlockBytes, terms + i, rows);
+            round_row(input + (pixel + i) * p.channels + channel, channels, to + row_at(i),
+                      rows_bytes(rows), terms + i, rows);
     }
 
     void multiply(int64_t channel, int64_t channels) const {

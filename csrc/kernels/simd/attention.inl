@@ -69,6 +69,40 @@ const float* mask_of(const Attention& op, int64_t batch, int64_t head) {
     return op.mask + at * op.q_len * op.kv_len;
 }
 
+// Vectors of scores that are taken side by side, so that a chain of maxima or sums is a quarter as
+// long.
+constexpr int64_t kAbreast = 4;
+
+// Calls use(j, chain) for the vectors at j of scores [0, count), chain < kAbreast.
+template <class Use>
+SDE_INLINE void for_chains(int64_t count, const Use& use) {
+    int64_t j = 0;
+    for (; j + kAbreast * kLanes <= count; j += kAbreast * kLanes)
+#pragma GCC unroll 4
+        for (int64_t chain = 0; chain < kAbreast; ++chain) use(j + chain * kLanes, chain);
+    for (; j < count; j += kLanes) use(j, 0);
+}
+
+// The highest of scores [0, count), count a multiple of kLanes, and of `least`.
+SDE_INLINE float highest_of(const float* scores, int64_t count, float least) {
+    Vec highest[kAbreast] = {splat(least), splat(least), splat(least), splat(least)};
+    for_chains(count, [&](int64_t j, int64_t chain) {
+        highest[chain] = max_of(highest[chain], load(scores + j));
+    });
+    return max_lane(max_of(max_of(highest[0], highest[1]), max_of(highest[2], highest[3])));
+}
+
+// Scores, none above `highest`, become weights 2^(score - highest). Returns their sum.
+SDE_INLINE float weigh_below(float highest, float* scores, int64_t count) {
+    Vec total[kAbreast] = {};
+    for_chains(count, [&](int64_t j, int64_t chain) {
+        const Vec weight = exp2_of_negative(load(scores + j) - highest);
+        total[chain] += weight;
+        store(scores + j, weight);
+    });
+    return add_lanes((total[0] + total[1]) + (total[2] + total[3]));
+}
+
 // One head of one batch element with a block of its queries.
 struct AttentionHead {
     const Attention& op;
@@ -138,22 +172,15 @@ struct AttentionHead {
             for (int64_t j = 0; j < seen; ++j) scores[j] += bias[j] * kLog2E;
         }
         for (int64_t j = seen; j < padded; ++j) scores[j] = kMinusInfinity;
-        Vec highest = splat(s.row_max[i]);
-        for (int64_t j = 0; j < padded; j += kLanes) highest = max_of(highest, load(scores + j));
-        const float before = s.row_max[i], now = max_lane(highest);
+        const float before = s.row_max[i], now = highest_of(scores, padded, before);
         if (now == kMinusInfinity) {
             std::memset(scores, 0, static_cast<size_t>(padded) * 4);
             return 1;
         }
-        Vec total = {};
-        for (int64_t j = 0; j < padded; j += kLanes) {
-            const Vec weight = exp2_of_negative(load(scores + j) - now);
-            total += weight;
-            store(scores + j, weight);
-        }
+        const float total = weigh_below(now, scores, padded);
         const float factor = exp2_of_negative(splat(before - now))[0];
         s.row_max[i] = now;
-        s.row_weight[i] = s.row_weight[i] * factor + add_lanes(total);
+        s.row_weight[i] = s.row_weight[i] * factor + total;
         return factor;
     }
 

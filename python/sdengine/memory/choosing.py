@@ -16,12 +16,12 @@ from .sizes import readable, rounded_up
 if TYPE_CHECKING:
     from sdengine.params import GenerateParameters
 
-_KEPT_ACTIVATIONS = 64 << 20
-"""Graphs with smaller activations keep them when they are released (csrc/runtime/graph.cpp)."""
-
 _SPARED = 0.05
 """Share of a limit that weights which stay leave alone where bytes are not counted but predicted: of a process, whose
 pages come in groups, and of what a device has free, where backends take buffers of their own."""
+_DRIFT = 3 * 10**6
+"""Bytes by which a process differs from the next one, or from itself after it has planned once or twice (1.5 to 2.4 MB
+measured): a smallest limit that is told must work there, too."""
 _WORTH_KEEPING = 1 << 20
 """Bytes of weights; for less there is no further search."""
 _TRIES = 8
@@ -65,7 +65,8 @@ class Choice:
     def __init__(self, scenes: Sequence[Scene], ground: Ground, limits: Limits) -> None:
         self.scenes, self.limits = scenes, limits
         largest = max((size for scene in scenes for size in scene.weights.values()), default=0)
-        self.ground = replace(ground, process=ground.process + growth(largest))
+        threads = max((scene.device.threads for scene in scenes), default=1)
+        self.ground = replace(ground, process=ground.process + growth(largest, threads))
         self.has_own_memory = any(scene.device.has_own_memory for scene in scenes)
         self.kept, self.ways = self._choose(LADDERS)
         if self.has_own_memory and not self.fits:
@@ -74,10 +75,6 @@ class Choice:
             self.kept, self.ways = self._choose(dict.fromkeys(LADDERS, (DISK,)))
             if not self.fits:
                 self.kept, self.ways = first
-        self._found = self._by_name(self.ways)
-
-    def _by_name(self, ways: Sequence[Way]) -> dict[str, Way]:
-        return {scene.name: way for scene, way in zip(self.scenes, ways, strict=False)}
 
     def _choose(self, ladders: Mapping[bool, Sequence[str]]) -> tuple[frozenset[str], list[Way]]:
         """What stays on the devices all the time, and the way of each scene."""
@@ -102,10 +99,9 @@ class Choice:
         )
 
     def _in_order(self, choose: Callable[[Scene], Way | None]) -> list[Way]:
-        """The ways of the scenes up to the first that has none; each knows what those before it leave over."""
+        """The ways of the scenes up to the first that has none."""
         ways: list[Way] = []
         for scene in self.scenes:
-            self._found = self._by_name(ways)
             way = choose(scene)
             if way is None:
                 break
@@ -180,47 +176,14 @@ class Choice:
         ways = list(scene.ways(ladder))
         return min(ways, key=lambda way: self.excess(self._placed(scene, way, ())))
 
-    def _placed(
-        self, scene: Scene, way: Way, kept: Collection[str], left_over: int | None = None
-    ) -> Stage:
+    def _placed(self, scene: Scene, way: Way, kept: Collection[str]) -> Stage:
         """A stage with what is beside it."""
-        if left_over is None:
-            left_over = self._left_over(scene)
         there = [other for other in self.scenes if other.device.name == scene.device.name]
         others = {name: size for other in there for name, size in other.weights.items()}
         beside = sum(
             size for name, size in others.items() if name in kept and name not in scene.components
         )
-        return replace(way.stage, beside=beside + left_over)
-
-    def _left_over(self, scene: Scene, *, at_most: bool = False) -> int:
-        """Activations of networks that ran before, and that are too small to be given back.
-
-        Args:
-            scene: that follows.
-            at_most: in whichever way they ran; else as it was found, if it was.
-        """
-        if scene.device.has_own_memory:
-            return 0
-        before = self.scenes[: self.scenes.index(scene)]
-        if isinstance(scene, Denoising):  # previews are drawn between its steps
-            before = [*before, *(other for other in self.scenes if other.name == "preview")]
-        left: dict[str, int] = {}
-        for earlier in before:
-            if earlier.device.has_own_memory:
-                continue
-            found = self._found.get(earlier.name)
-            ways = [found] if found and not at_most else self._all_ways(earlier)
-            parts = [part for way in ways for part in way.stage.parts]
-            small = [part for part in parts if part.activations < _KEPT_ACTIVATIONS]
-            for name in {part.component for part in parts} - set(scene.components):
-                sizes = (part.activations for part in small if part.component == name)
-                left[name] = max(sizes, default=0)
-        return sum(left.values())
-
-    @staticmethod
-    def _all_ways(scene: Scene) -> list[Way]:
-        return [scene.way(OFFLOAD, count) for count in scene.counts()]
+        return replace(way.stage, beside=beside)
 
     @cached_property
     def preview_beside(self) -> bool:
@@ -301,10 +264,11 @@ class Choice:
         device, host = 0, 0
         for scene in self.scenes:
             ladder = LADDERS[scene.device.has_own_memory]
-            left = self._left_over(scene, at_most=True)
-            stages = [self._placed(scene, way, (), left) for way in scene.ways(ladder)]
-            device = max(device, min(self.device_bytes(s) + s.scratch for s in stages))
-            host = max(host, min(map(self.process_bytes, stages)))
+            stages = [self._placed(scene, way, ()) for way in scene.ways(ladder)]
+            own = scene.device.has_own_memory
+            least = min(self.device_bytes(s) + s.scratch for s in stages)
+            device = max(device, least if own or not least else least + _DRIFT)
+            host = max(host, min(map(self.process_bytes, stages)) + _DRIFT)
         return device, host
 
     # ------------------------------------------------------------------------------------ results

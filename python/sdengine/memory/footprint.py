@@ -16,7 +16,8 @@ class Part:
     Attributes:
         component: ``"unet"``, ``"text_encoder"``, ``"vae_decoder"``, ``"control_0"``, ...
         policy: where its weights are: ``"resident"``, ``"offload"``, ``"stream"`` or ``"disk"``.
-        weights: bytes of its weights on the device; with ``"stream"`` and ``"disk"`` what stays and two slots.
+        weights: bytes of its weights on the device; with ``"stream"`` and ``"disk"`` what stays and two slots, or one
+            segment where weights are used in the file.
         activations: bytes of its graphs' activations.
         host: bytes in the memory of the host for copies to the device, where that has its own.
         pages: bytes of the file's pages that are copied from and stay in the memory of the host.
@@ -60,7 +61,7 @@ class Stage:
         device: where they run.
         has_own_memory: False for the CPU, whose device memory is that of the process.
         arrays: bytes of pictures, latents and the like, in the memory of the host.
-        beside: bytes of other components on the device: weights that stay, activations too small to be given back.
+        beside: bytes of other components on the device: weights that stay.
         host_beside: bytes of other components' weights in the memory of the host, where the device has its own.
     """
 

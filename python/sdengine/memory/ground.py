@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 
     from sdengine import _core
 
-_GROWTH = 4 * 10**6, 16 * 10**6
-_GROWTH_BY_WEIGHTS = 1 / 80
-"""What a generation adds to the process besides weights, activations and arrays: descriptions of graphs (up to 13 MB
-each, partly used), buffers of operators and threads, Python's objects. The least and the most, and the part of the
-largest network's weights between them. Measured: 3 MB (9 MB of weights) to 15 MB (0.9 GB)."""
+_GROWTH = 7 * 10**6
+"""What a generation adds to the process besides weights, activations, arrays and operators' buffers: descriptions of
+graphs, Python's objects, the libraries' code that runs for the first time. Measured: 2 to 7 MB, of the smallest model
+as of the largest."""
+_SCRATCH = 10**6, 2_600_000
+_SCRATCH_BY_WEIGHTS = 1 / 40
+"""Operators' buffers of each thread, which it keeps (csrc/kernels/scratch.h): for networks of few channels and, from
+256 channels on, the most; and how they grow with the largest network's weights in between. Measured: 0.9 to 1.7 MB
+(6 MB of weights), 2.56 MB (Stable Diffusion 1.5, SDXL, FLUX.1)."""
 _ASSUMED_GROUND = 120 * 10**6
 """Of Python with numpy, Pillow and the native libraries, for systems that do not tell."""
 
@@ -69,11 +73,12 @@ def ground(
     return Ground(process, free)
 
 
-def growth(weights: int) -> int:
+def growth(weights: int, threads: int) -> int:
     """Bytes that a generation adds to the process besides weights, activations and arrays.
 
     Args:
         weights: bytes of the largest network.
+        threads: that compute on the CPU; 0 where none does.
     """
-    least, most = _GROWTH
-    return min(least + int(_GROWTH_BY_WEIGHTS * weights), most)
+    least, most = _SCRATCH
+    return _GROWTH + threads * min(least + int(_SCRATCH_BY_WEIGHTS * weights), most)

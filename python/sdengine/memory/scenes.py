@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,6 +27,9 @@ _GIVEN_COPIES = 3
 """Times that a given picture is in memory while it is encoded: as it was read, centred, cut."""
 _STATE_COPIES = 12
 """Times that latents are in memory during a step: the sampler's states and the network's inputs and outputs."""
+_CONDITION_COPIES = 2
+"""Times that what goes into a step beside the latents is in memory once more than when the step was rehearsed: as the
+network's input, and as it was at the latest step, to see what has changed."""
 _ENLARGED_BYTES = 2 * 3 * 4 + 4 + 3 * 3
 """Per pixel of an enlarged picture: twice in float32 (a tile or the whole from the network, and what it goes into), the
 tiles' weights, and three times in bytes."""
@@ -160,6 +164,14 @@ class Denoising(Scene):
             self._all[count] = self.rehearsal.steps(self.inputs, count)
         return self._all[count]
 
+    def _conditions(self, count: int) -> int:
+        """Values that the denoiser is given at once, without its latents."""
+        asked = [one for work in self._denoiser(count) for one in work.asked]
+        return max(
+            sum(math.prod(dims) for name, dims in one.shapes.items() if name != "latents")
+            for one in asked
+        )
+
     def _denoiser(self, count: int) -> list[Work]:
         return [work for work in self._asked(count) if work.component == self.components[0]]
 
@@ -170,6 +182,7 @@ class Denoising(Scene):
     def _way(self, policy: str, count: int | None, keep: int) -> Way:
         assert self.inputs is not None
         arrays = _STATE_COPIES * 4 * self.inputs.start.x.size
+        arrays += _CONDITION_COPIES * 4 * self._conditions(count or 0)
         return Way(self._stage(policy, count, keep, arrays), together=count)
 
 

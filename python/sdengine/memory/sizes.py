@@ -47,8 +47,8 @@ def readable(size: int) -> str:
 
 
 def rounded_up(size: int) -> str:
-    """The smallest limit in whole steps of 10 MB that holds `size`, as :func:`parse_size` reads it."""
+    """The smallest limit that holds `size`, as :func:`parse_size` reads it: whole MB, steps of 10 MB from 1 GB on."""
+    if size <= 999 * 10**6:
+        return f"{-(-size // 10**6)}MB"
     steps = -(-size // 10**7)
-    if steps < 100:
-        return f"{steps * 10}MB"
     return f"{steps // 100}.{steps % 100:02d}".rstrip("0").rstrip(".") + "GB"

@@ -143,7 +143,7 @@ class Upscaler:
             return self._one(image, tile, overlap, factor, token)
 
     def release(self) -> None:
-        """Give memory back until the next picture: weights, and large activations."""
+        """Give memory back until the next picture: weights and activations."""
         self.network.release_weights()
         self.network.release_activations()
 
