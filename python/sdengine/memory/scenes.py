@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from sdengine.autoencoder import TILES, check_tile, picture_bytes
@@ -336,26 +336,12 @@ def scenes_of(rehearsal: Rehearsal, inputs: RunInputs, *, all_of_it: bool) -> li
         )
     last = passes[-1]
     shape = max((each.start.x.shape for each in passes), key=lambda dims: dims[2] * dims[3])
-    if real.preview_vae is not None:
-        scenes.append(
-            Coding(
-                *("preview", ("preview_decoder",)),
-                vae=real.preview_vae,
-                shape=shape,
-                circular=SEAMLESS[last.parameters.seamless],
-                device=devices.vae,
-            )
-        )
-    scenes.append(
-        Coding(
-            *("decode", ("vae_decoder",)),
-            vae=real.vae,
-            shape=shape,
-            circular=SEAMLESS[last.parameters.seamless],
-            tile=last.tile,
-            device=devices.vae,
-        )
+    coded = partial(
+        Coding, shape=shape, circular=SEAMLESS[last.parameters.seamless], device=devices.vae
     )
+    if real.preview_vae is not None:
+        scenes.append(coded("preview", ("preview_decoder",), vae=real.preview_vae))
+    scenes.append(coded("decode", ("vae_decoder",), vae=real.vae, tile=last.tile))
     return scenes
 
 
