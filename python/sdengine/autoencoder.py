@@ -167,12 +167,17 @@ class Autoencoder:
         return mean, np.asarray(deviation * factor, np.float32)
 
 
-def picture_bytes(count: int, height: int, width: int) -> int:
-    """Memory of the process that decoding `count` pictures of this size takes besides the network's."""
+def picture_bytes(count: int, height: int, width: int, activations: int) -> int:
+    """Memory of the process that decoding `count` pictures of this size takes besides the network's `activations`.
+
+    These have left when the pictures become bytes; 0 where they are not in the process.
+    """
     pixels = height * width
-    # Three channels in float32 and in bytes; once more in bytes while they are checked.
-    # And for one of them the tiles' weights, or a channel's rounding.
-    return count * pixels * 3 * (4 + 1 + 1) + pixels * 4 * 4
+    # Three channels in float32; for one of the pictures the tiles' weights, or a channel's rounding.
+    decoded = count * pixels * 3 * 4 + pixels * 4 * 4
+    # And in bytes, once more while they are checked.
+    finished = count * pixels * 3 * (4 + 1 + 1)
+    return max(decoded, finished - activations)
 
 
 def _per_channel(values: Sequence[float] | None, otherwise: float) -> Array:

@@ -183,7 +183,14 @@ class LoadedControl:
 
     def _read(self, picture: Array, circular: int) -> Array:
         """What a ControlNet makes of its pictures, once for all steps; in pieces, as they are large."""
-        return np.concatenate([self._read_in_bands(one[None], circular) for one in picture])
+        features = [self._read_in_bands(one[None], circular) for one in picture]
+        self._rest()
+        return np.concatenate(features)
+
+    def _rest(self) -> None:
+        """Leave the memory to the steps: a picture is read once, by weights that they do not need."""
+        self.network.release_weights()
+        self.network.release_activations()
 
     def _read_in_bands(self, picture: Array, circular: int) -> Array:
         """The same for one picture, some rows at a time; a point of the features sees 23 rows around it."""
@@ -264,6 +271,7 @@ class LoadedControl:
         )
         options = {"circular": circular}
         found = self.network.run({"hint": np.ascontiguousarray(hint)}, options)
+        self._rest()
         features = [found[f"feature_{i}"] for i in range(len(found))]
         if given.mode != "balanced":
             soft = _SOFT_FEATURES[-len(features) :]

@@ -64,7 +64,7 @@ def begin(
         ParameterError: an option is unknown or out of range.
     """
     started = time.perf_counter()
-    if pipeline.memory is not None:
+    if pipeline.memory is not None and before is None:  # the first pass's plan has both
         pipeline.memory.settle(prompt, negative_prompt, options)
     given = _given(prompt, negative_prompt, options)
     loras = _loras(pipeline, given)

@@ -55,6 +55,7 @@ def second_pass(pipeline: Pipeline, first: Run, inputs: RunInputs, token: _core.
         SDEngineError: as those of :func:`begin`, of the upscaler and of the autoencoder.
     """
     started, parameters, plan = time.perf_counter(), first.parameters, inputs.second
+    _rest(pipeline)
     wanted = parameters.hires
     assert wanted is not None
     assert plan is not None
@@ -82,6 +83,13 @@ def second_pass(pipeline: Pipeline, first: Run, inputs: RunInputs, token: _core.
         return begin(pipeline, prompt, negative, options, token, before=before)
 
 
+def _rest(pipeline: Pipeline) -> None:
+    """Leave the memory to what comes after a pass: the next one has other graphs, or another denoiser."""
+    for network in pipeline.networks.values():
+        network.release_weights()
+        network.release_activations()
+
+
 def refined(
     base: Pipeline,
     refiner: Pipeline,
@@ -105,6 +113,7 @@ def refined(
     first = finish(
         begin(base, prompt, negative_prompt, {**options, "denoising_end": cut}, token), callback
     )
+    _rest(base)
     used = first.parameters
     shared = {
         name: getattr(used, name)

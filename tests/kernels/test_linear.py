@@ -57,6 +57,16 @@ def test_threads_change_nothing(
     assert all(np.array_equal(results[0], other) for other in results[1:])
 
 
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0", "q5_1", "q4_K", "iq2_s"])
+def test_few_rows_do_not_see_each_other(kind: str, isa: str, rng: np.random.Generator) -> None:
+    """So that a picture of a small batch has the embeddings that it has alone."""
+    x = rng.standard_normal((7, 768), dtype=np.float32)
+    weight = kernels.quantize(rng.standard_normal((21, 768), dtype=np.float32), kind, 768)
+    together = kernels.linear(x, weight, kind, 21, isa=isa)
+    for rows in range(1, 7):
+        assert np.array_equal(kernels.linear(x[:rows], weight, kind, 21, isa=isa), together[:rows])
+
+
 @pytest.mark.parametrize("rows", [6, 12])
 def test_terms(rows: int, isa: str, rng: np.random.Generator) -> None:
     x = rng.standard_normal((rows, 33), dtype=np.float32)

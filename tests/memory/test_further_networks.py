@@ -175,7 +175,8 @@ def test_a_device_for_each_part(load: Load, foreign: str) -> None:
     assert 0 < peak <= plan.peak_memory
     assert planned.peak_memory == pytest.approx(peak, rel=0.1)
     assert planned.peak_host_memory > planned.peak_memory
-    tight = limited.plan(prompt=PROMPT, host_memory_limit=planned.ground, **OPTIONS)
+    # Half of what the process holds; what exactly changes while tests run.
+    tight = limited.plan(prompt=PROMPT, host_memory_limit=planned.ground // 2, **OPTIONS)
     assert not tight.fits
     assert "host_memory_limit=" in tight.needed[0]
     text = str(planned)

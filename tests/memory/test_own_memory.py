@@ -62,7 +62,8 @@ def test_the_host_gives_pages_back_when_it_has_a_limit(portable: Load) -> None:
     tight = pipe.plan(memory_limit=less)
     assert "offload" in tight.placement.policies.values()
     assert tight.peak_host_memory > plan.peak_host_memory
-    both = pipe.plan(memory_limit=less, host_memory_limit=tight.peak_host_memory - 10**6)
+    between = (plan.peak_host_memory + tight.peak_host_memory) // 2
+    both = pipe.plan(memory_limit=less, host_memory_limit=between)
     assert both.fits
     assert both.peak_host_memory < tight.peak_host_memory
     assert "disk" in both.placement.policies.values()

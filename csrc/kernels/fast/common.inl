@@ -23,7 +23,6 @@ namespace {
 #include "kernels/simd/panel.inl"
 #include "kernels/simd/tile.inl"
 #include "kernels/simd/product.inl"
-#include "kernels/simd/dots.inl"
 #include "kernels/fast/operands.inl"
 // clang-format on
 

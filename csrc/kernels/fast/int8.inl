@@ -161,8 +161,8 @@ SDE_INLINE float read_block(ggml_type type, const uint8_t* block, int8_t* to) {
             low -= 8;
             high -= 8;
         } else {
-            low = look_up(low) - 128;
-            high = look_up(high) - 128;
+            low = look_up(low);
+            high = look_up(high);
         }
     }
     __builtin_memcpy(to, &low, 16);

@@ -64,3 +64,26 @@ SDE_INLINE void store_sums(const Vec* sums, int rows, float* out, int64_t out_st
         store(out, sums[0]);
     }
 }
+
+template <class Rows>
+const float* copy_row(const Rows& rows, int64_t count, float* to) {
+    for_vectors(count, [&](int64_t k, int64_t n) { store(to + k, rows(0, k, n)); });
+    return to;
+}
+
+// Elements [begin, begin + count) of a weight row as floats; `to` has room for row_part_size().
+const float* read_weight_row(const Weight& weight, int64_t row, int64_t begin, int64_t count,
+                             float* to) {
+    const char* data = static_cast<const char*>(weight.data);
+    const int64_t first = row * weight.row_elements + begin;
+    switch (weight.type) {
+        case GGML_TYPE_F32:
+            return copy_row(FloatRows{data + first * 4, 0}, count, to);
+        case GGML_TYPE_F16:
+            return copy_row(HalfRows{{data + first * 2, 0}}, count, to);
+        case GGML_TYPE_BF16:
+            return copy_row(Bf16Rows{{data + first * 2, 0}}, count, to);
+        default:
+            return dequantize(weight, row, begin, count, to);
+    }
+}

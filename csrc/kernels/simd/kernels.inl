@@ -29,6 +29,7 @@ namespace {
 #include "kernels/simd/tile.inl"
 #include "kernels/simd/product.inl"
 #include "kernels/simd/dots.inl"
+#include "kernels/simd/few_rows.inl"
 #include "kernels/simd/windows.inl"
 #include "kernels/simd/narrow.inl"
 #include "kernels/simd/conv.inl"

@@ -8,6 +8,7 @@ typedef float Vec __attribute__((vector_size(4 * SDE_LANES)));
 typedef int32_t IntVec __attribute__((vector_size(4 * SDE_LANES)));
 
 #define SDE_INLINE inline __attribute__((always_inline))
+#define SDE_LAMBDA __attribute__((always_inline))
 
 template <class T>
 constexpr T min_of(T a, T b) {

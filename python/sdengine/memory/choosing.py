@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -179,10 +179,9 @@ class Choice:
     def _placed(self, scene: Scene, way: Way, kept: Collection[str]) -> Stage:
         """A stage with what is beside it."""
         there = [other for other in self.scenes if other.device.name == scene.device.name]
-        others = {name: size for other in there for name, size in other.weights.items()}
-        beside = sum(
-            size for name, size in others.items() if name in kept and name not in scene.components
-        )
+        whole = _whole((other, other.weights) for other in there)
+        own = {part.component: part.weights for part in way.stage.parts}
+        beside = sum(size - own.get(name, 0) for name, size in whole.items() if name in kept)
         return replace(way.stage, beside=beside)
 
     @cached_property
@@ -211,14 +210,17 @@ class Choice:
     def stages(self) -> tuple[Stage, ...]:
         """What is in memory, one after the other."""
         pairs = list(zip(self.scenes, self.ways, strict=True))
-        pages = {p.component: p.pages for way in self.ways for p in way.stage.parts}
+        pages = _whole(
+            (scene, {part.component: part.pages for part in way.stage.parts})
+            for scene, way in pairs
+        )
         stages = []
         for scene, way in pairs:
             stage = self._placed(scene, way, self.kept)
             beside = stage.beside
             if scene.name == "preview" and self.preview_beside:
                 beside += self._of_steps(scene)
-            pages_beside = sum(n for name, n in pages.items() if name not in scene.components)
+            pages_beside = sum(pages.values()) - sum(part.pages for part in stage.parts)
             stages.append(replace(stage, beside=beside, host_beside=pages_beside))
         return tuple(stages)
 
@@ -379,3 +381,16 @@ def _slower(first: str | None, second: str) -> str:
     """Of two policies for one component the one that takes less."""
     order = ("resident", "offload", "stream", "disk")
     return second if first is None else max(first, second, key=order.index)
+
+
+def _whole(bytes_of: Iterable[tuple[Scene, Mapping[str, int]]]) -> dict[str, int]:
+    """Bytes of each component after all scenes: a control network reads its picture by other weights than it steps."""
+    most: dict[tuple[str, type[Scene]], int] = {}
+    for scene, sizes in bytes_of:
+        for name, size in sizes.items():
+            kind = name, type(scene)
+            most[kind] = max(most.get(kind, 0), size)
+    whole: dict[str, int] = {}
+    for (name, _), size in most.items():
+        whole[name] = whole.get(name, 0) + size
+    return whole

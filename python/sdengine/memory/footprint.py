@@ -95,7 +95,7 @@ def part_of(work: Work, policy: str, has_own_memory: bool, keep: int = 0, whole:
         )
         for key, asked in first.items()
     }
-    weights = _all_kept(first, {key: one["kept"] for key, one in figures.items()})
+    weights = max(one["kept"] for one in figures.values())
     weights += max(one["weights"] - one["kept"] for one in figures.values())  # slots take turns
     activations = _most_held(work, {key: one["activations"] for key, one in figures.items()})
     if not has_own_memory:
@@ -104,22 +104,12 @@ def part_of(work: Work, policy: str, has_own_memory: bool, keep: int = 0, whole:
     host = max(one["staging"] for one in figures.values())
     pages = 0
     if policy in (OFFLOAD, STREAM):
-        whole_of = {
-            key: work.network.planned(asked.shapes, asked.options, RESIDENT)["kept"]
-            for key, asked in first.items()
-        }
-        pages = _all_kept(first, whole_of)
+        pages = max(
+            work.network.planned(asked.shapes, asked.options, RESIDENT)["kept"]
+            for asked in first.values()
+        )
     scratch = max(one["scratch"] for one in figures.values())
     return Part(work.component, policy, weights, activations, host, pages, 0, keep, whole, scratch)
-
-
-def _all_kept(first: dict[object, Asked], kept: dict[object, int]) -> int:
-    """Weights that stay for all graphs: one that reads no latents, as a control network's hint, has its own."""
-    parts: dict[object, int] = {}
-    for key, asked in first.items():
-        part = "latents" in asked.shapes or frozenset(asked.shapes)
-        parts[part] = max(parts.get(part, 0), kept[key])
-    return sum(parts.values())
 
 
 def _most_held(work: Work, activations: dict[object, int]) -> int:

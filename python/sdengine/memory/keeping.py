@@ -65,7 +65,7 @@ class Memory:
         negative_prompt: Texts | None,
         options: Mapping[str, Any],
     ) -> None:
-        """Place the networks for a generation, where the pipeline has limits.
+        """Place the networks for all passes of a generation, where the pipeline has limits.
 
         Raises:
             OutOfMemoryError: no placement stays within them; the message names the smallest limit that works.
@@ -123,6 +123,7 @@ class Memory:
         """Place the networks; nothing of former generations stays but the weights of those that are to."""
         for component, network in self._networks.items():
             network.release()
+            network.release_weights()
             policy = placement.policies.get(component, OFFLOAD)
             network.set_residency(policy, keep=placement.keep.get(component, 0))
         vae = self._pipeline.vae

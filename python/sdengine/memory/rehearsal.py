@@ -100,6 +100,12 @@ class Rehearsal:
         """What texts, given pictures and hints asked of their networks, in order."""
         return self._works({})
 
+    def hints(self, inputs: RunInputs) -> list[Work]:
+        """What control networks make of their pictures before the first step of a run."""
+        marks = self._marks()
+        Run(self.pipeline, inputs)
+        return self._works(marks)
+
     def steps(self, inputs: RunInputs, together: int = 0) -> list[Work]:
         """What the denoiser and the control networks are asked in all steps of a run.
 
@@ -107,15 +113,16 @@ class Rehearsal:
             inputs: of the run.
             together: entries that a batch may hold at most; 0 for any number.
         """
-        marks = {name: len(twin.rehearsed) for name, (_, twin) in self._networks.items()}
-        self._stepped(inputs, together)
+        run = Run(self.pipeline, replace(inputs, together=together))
+        marks = self._marks()
+        self._stepped(run)
         return self._works(marks)
 
     def second(self, inputs: RunInputs) -> RunInputs | None:
         """The inputs of the pass that follows a run; None where none does."""
         if inputs.second is None:
             return None
-        run = self._stepped(inputs, 1)
+        run = self._stepped(Run(self.pipeline, replace(inputs, together=1)))
         wanted = run.parameters.hires
         assert wanted is not None
         if wanted.upscaler not in LATENT:
@@ -126,16 +133,19 @@ class Rehearsal:
             following = run.next_pass()
         return None if following is None else following.inputs
 
-    def _stepped(self, inputs: RunInputs, together: int) -> Run:
-        """A run over the inputs, done."""
-        run = Run(self.pipeline, replace(inputs, together=together))
-        with self.real.adapters.applied(inputs.loras, 0, run.steps):
+    def _stepped(self, run: Run) -> Run:
+        """The run, done."""
+        with self.real.adapters.applied(run.inputs.loras, 0, run.steps):
             try:
                 while not run.done:
                     run.step()
             except NumericError:  # noise led the sampler astray; every shape was asked for by then
                 pass
         return run
+
+    def _marks(self) -> dict[str, int]:
+        """How much every network was asked so far."""
+        return {name: len(twin.rehearsed) for name, (_, twin) in self._networks.items()}
 
     def _works(self, marks: Mapping[str, int]) -> list[Work]:
         """What was asked of every network from its mark on."""

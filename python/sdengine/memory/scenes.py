@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _GIVEN_COPIES = 3
 """Times that a given picture is in memory while it is encoded: as it was read, centred, cut."""
+_HINT_COPIES = 2
+"""Times that a control picture is in memory once more while its network reads it: as the network's input, and with its
+channels last."""
 _STATE_COPIES = 12
 """Times that latents are in memory during a step: the sampler's states and the network's inputs and outputs."""
 _CONDITION_COPIES = 2
@@ -118,11 +121,16 @@ class Reading(Scene):
     """A text encoder or another network that reads what was given."""
 
     work: Work | None = None
+    given: int = 0
+    """Bytes of control pictures, with copies."""
 
     def works(self, count: int | None) -> list[Work]:
         """The one."""
         assert self.work is not None
         return [self.work]
+
+    def _way(self, policy: str, count: int | None, keep: int) -> Way:
+        return Way(self._stage(policy, count, keep, self.given))
 
 
 @dataclass
@@ -131,6 +139,8 @@ class Denoising(Scene):
 
     rehearsal: Rehearsal | None = None
     inputs: RunInputs | None = None
+    given: int = 0
+    """Bytes of control pictures."""
 
     def repeats(self, count: int | None) -> bool:
         """At every step."""
@@ -182,7 +192,7 @@ class Denoising(Scene):
     def _way(self, policy: str, count: int | None, keep: int) -> Way:
         assert self.inputs is not None
         arrays = _STATE_COPIES * 4 * self.inputs.start.x.size
-        arrays += _CONDITION_COPIES * 4 * self._conditions(count or 0)
+        arrays += _CONDITION_COPIES * 4 * self._conditions(count or 0) + self.given
         return Way(self._stage(policy, count, keep, arrays), together=count)
 
 
@@ -196,6 +206,8 @@ class Coding(Scene):
     circular: int = 0
     tile: int | None = None
     """What the caller asked for."""
+    held: int = 0
+    """Bytes of the run's arrays: what its texts became, and latents."""
 
     def repeats(self, count: int | None) -> bool:
         """For every tile."""
@@ -230,8 +242,10 @@ class Coding(Scene):
         if self._encodes:
             arrays = pictures * 3 * height * width * 4 * _GIVEN_COPIES
         else:
+            bare = self._stage(policy, count, keep, 0)
+            inside = 0 if bare.has_own_memory else bare.parts[0].activations
             factor = self.vae.factor
-            arrays = picture_bytes(pictures, height * factor, width * factor)
+            arrays = self.held + picture_bytes(pictures, height * factor, width * factor, inside)
         stage = self._stage(policy, count, keep, arrays)
         # The autoencoder's own choice (autoencoder.TILES) goes by squares.
         square = self._square(count) if count else stage.parts[0].activations
@@ -307,33 +321,22 @@ def scenes_of(rehearsal: Rehearsal, inputs: RunInputs, *, all_of_it: bool) -> li
     """
     real = rehearsal.real
     devices = real.devices
-    hints = rehearsal.before_steps() if all_of_it else []
-    passes = [inputs]
-    if (second := rehearsal.second(inputs)) is not None:
-        passes.append(second)
+    second = rehearsal.second(inputs)
+    passes = [inputs] if second is None else [inputs, second]
     scenes: list[Scene] = []
     if all_of_it:
         control = {f"control_{i}" for i in range(len(real.controls))}
         apart = {real.model.family.denoiser, "vae_encoder", "vae_decoder", *control}
         works = [work for work in rehearsal.before_steps() if work.component not in apart]
-        works += [work for work in hints if work.component in control]
         for work in works:
             is_text = work.component in real.text_encoders.networks
             device = devices.text if is_text else devices.denoiser
             scenes.append(Reading(work.component, (work.component,), device, work=work))
         scenes += _encoding(rehearsal, devices.vae)
-    for of_pass in passes:
-        if of_pass is not inputs:
-            scenes += _enlarging(real, inputs)
-        parts = [real.model.family.denoiser, *(f"control_{c.net}" for c in of_pass.controls)]
-        scenes.append(
-            Denoising(
-                *("steps" if of_pass is inputs else "steps of hires", tuple(dict.fromkeys(parts))),
-                rehearsal=rehearsal,
-                inputs=of_pass,
-                device=devices.denoiser,
-            )
-        )
+    scenes += _stepping(rehearsal, inputs)
+    if second is not None:
+        scenes += _enlarging(real, inputs)
+        scenes += _stepping(rehearsal, second, inputs)
     last = passes[-1]
     shape = max((each.start.x.shape for each in passes), key=lambda dims: dims[2] * dims[3])
     coded = partial(
@@ -341,8 +344,36 @@ def scenes_of(rehearsal: Rehearsal, inputs: RunInputs, *, all_of_it: bool) -> li
     )
     if real.preview_vae is not None:
         scenes.append(coded("preview", ("preview_decoder",), vae=real.preview_vae))
-    scenes.append(coded("decode", ("vae_decoder",), vae=real.vae, tile=last.tile))
+    runs = [scene for scene in scenes if isinstance(scene, Denoising)]
+    held = max(run.way(RESIDENT, run.counts()[0]).stage.arrays for run in runs)
+    scenes.append(coded("decode", ("vae_decoder",), vae=real.vae, tile=last.tile, held=held))
     return scenes
+
+
+def _stepping(
+    rehearsal: Rehearsal, inputs: RunInputs, first: RunInputs | None = None
+) -> list[Scene]:
+    """What control networks make of their pictures, and then the steps; `first` is the pass before."""
+    real, of_hires = rehearsal.real, "" if first is None else " of hires"
+    own = [control.picture.nbytes for control in inputs.controls]
+    given = sum(own) + (sum(c.picture.nbytes for c in first.controls) if first else 0)
+    hints = [
+        Reading(
+            *(work.component + of_hires, (work.component,), real.devices.denoiser),
+            work=work,
+            given=given + _HINT_COPIES * max(own),
+        )
+        for work in rehearsal.hints(inputs)
+    ]
+    stepped = [c.net for c in inputs.controls if not real.controls[c.net].is_adapter]
+    parts = [real.model.family.denoiser, *(f"control_{net}" for net in stepped)]
+    steps = Denoising(
+        *("steps" + of_hires, tuple(dict.fromkeys(parts)), real.devices.denoiser),
+        rehearsal=rehearsal,
+        inputs=inputs,
+        given=given,
+    )
+    return [*hints, steps]
 
 
 def _enlarging(real: Pipeline, inputs: RunInputs) -> list[Scene]:
