@@ -184,11 +184,11 @@ class LoadedControl:
     def _read(self, picture: Array, circular: int) -> Array:
         """What a ControlNet makes of its pictures, once for all steps; in pieces, as they are large."""
         features = [self._read_in_bands(one[None], circular) for one in picture]
-        self._rest()
+        self.rest()
         return np.concatenate(features)
 
-    def _rest(self) -> None:
-        """Leave the memory to the steps: a picture is read once, by weights that they do not need."""
+    def rest(self) -> None:
+        """Leave the memory to others: a picture is read once before the steps, by weights that these do not need."""
         self.network.release_weights()
         self.network.release_activations()
 
@@ -271,7 +271,7 @@ class LoadedControl:
         )
         options = {"circular": circular}
         found = self.network.run({"hint": np.ascontiguousarray(hint)}, options)
-        self._rest()
+        self.rest()
         features = [found[f"feature_{i}"] for i in range(len(found))]
         if given.mode != "balanced":
             soft = _SOFT_FEATURES[-len(features) :]

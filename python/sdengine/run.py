@@ -319,8 +319,7 @@ class Run:
         self._pipeline.denoiser.release_weights()
         self._pipeline.denoiser.release_activations()
         for control in self._pipeline.controls:
-            control.network.release_weights()
-            control.network.release_activations()
+            control.rest()
         with self._pipeline.running(self._token):
             decoded = self._pipeline.vae.decode(
                 latents,
