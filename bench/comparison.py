@@ -135,17 +135,17 @@ def _section(case: Case, found: Sequence[Contender]) -> list[str]:
         f"**{case.title}**: {multiply_adds(found) / 1e9:.1f} GMAC; floor {floor(found):.2f} s at"
         f" {peak(found):.0f} GFLOP/s.",
         "",
-        "| | weights | seconds | ratio | floor / time | GB | error | settings |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | weights | seconds | the first | ratio | floor / time | GB | error | settings |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for c in found:
         if c.failure or not c.reports:
-            lines.append(f"| {c.name} | {c.weight_type} | failed | | | | | {c.failure} |")
+            lines.append(f"| {c.name} | {c.weight_type} | failed | | | | | | {c.failure} |")
             continue
         difference = error(c, found)
         shown = "" if math.isnan(difference) else f"{difference:.0e}"
         lines.append(
-            f"| {c.name} | {c.weight_type} | {c.median('median'):.2f}"
+            f"| {c.name} | {c.weight_type} | {c.median('median'):.2f} | {c.median('first'):.2f}"
             f" | {c.ratio(base_of(c, found)):.2f} | {floor(found) / c.median('median'):.0%}"
             f" | {c.median('peak_memory') / 1e9:.2f} | {shown} | {c.settings} |"
         )

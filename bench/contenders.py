@@ -143,7 +143,10 @@ class Field:
         return [contender(weight_type) for weight_type in case.weight_types]
 
     def _diffusers(self, case: Case) -> list[Contender]:
-        """float32 in its faster layout, and bfloat16 where the processor has it."""
+        """float32 in its faster layout, and bfloat16 where the processor has it.
+
+        Tried at the size of the case: which layout is the faster depends on it.
+        """
         layouts: list[list[str]] = [[], ["--channels-last"]]
         if not case.model.startswith("sd"):
             layouts = [[]]
@@ -153,7 +156,9 @@ class Field:
         found = []
         for dtype in dtypes:
             candidates = [("", ["--dtype", dtype, *layout]) for layout in layouts]
-            _, options = self._fastest("peer_diffusers.py", case, TORCH, candidates, {"": {}})
+            _, options = self._fastest(
+                "peer_diffusers.py", case, TORCH, candidates, {"": {}}, case.size
+            )
             layout = "channels-last" if "--channels-last" in options else ""
             found.append(self._plain(TORCH, dtype, layout, "peer_diffusers.py", case, options))
         return found
@@ -198,17 +203,18 @@ class Field:
         name: str,
         candidates: Sequence[tuple[str, list[str]]],
         builds: Mapping[str, Mapping[str, str]],
+        size: int = 0,
     ) -> tuple[str, list[str]]:
-        """The candidate, a build and options, with the lowest time in a trial; each is tried once."""
+        """The candidate, a build and options, with the lowest time in a trial of some size; each is tried once."""
         times: list[float] = []
         if len(candidates) == 1:
             return candidates[0]
         for build, options in candidates:
-            size = ["--size", str(case.trial_size)]
-            words = [name, case.model, case.part, *size[1:], build, *options]
+            tried = ["--size", str(size or case.trial_size)]
+            words = [name, case.model, case.part, *tried[1:], build, *options]
             label = " ".join(word for word in words if word)
             if label not in self.trials:
-                self.trials[label] = self._try(script, case, [*options, *size], builds[build])
+                self.trials[label] = self._try(script, case, [*options, *tried], builds[build])
                 print(f"  trial {label}: {self.trials[label]} s", flush=True)
             times.append(self.trials[label])
         return candidates[times.index(min(times))]

@@ -67,6 +67,12 @@ Bytes summed(const std::vector<Footprint>& footprints) {
             {"scratch", sum.scratch}};
 }
 
+std::vector<Footprint> planned(const Runner& runner, const Dims& shapes,
+                               const networks::Options& options,
+                               const std::vector<std::string>& steady, const Residence& residence) {
+    return runner.planned({{to_shapes(shapes), options, steady}}, residence).each.front();
+}
+
 // A network waits for evaluations on its devices before it goes. These ask for the GIL, to see
 // whether they are to stop: it is not held meanwhile.
 std::shared_ptr<Runner> freed_without_gil(std::shared_ptr<Runner> runner) {
@@ -275,8 +281,8 @@ void bind_networks(py::module_& m) {
             [](const Runner& runner, const Dims& shapes, const networks::Options& options,
                const std::string& policy, size_t slot_bytes, const std::vector<std::string>& steady,
                size_t keep) {
-                return summed(runner.planned(to_shapes(shapes), options, steady,
-                                             {parse_policy(policy), slot_bytes, keep}));
+                return summed(planned(runner, shapes, options, steady,
+                                      {parse_policy(policy), slot_bytes, keep}));
             },
             py::call_guard<py::gil_scoped_release>(), py::arg("shapes"),
             py::arg("options") = networks::Options{}, py::arg("policy") = "resident",
@@ -290,9 +296,8 @@ void bind_networks(py::module_& m) {
                const std::string& policy, size_t slot_bytes, const std::vector<std::string>& steady,
                size_t keep) {
                 std::vector<Bytes> all;
-                for (const Footprint& each :
-                     runner.planned(to_shapes(shapes), options, steady,
-                                    {parse_policy(policy), slot_bytes, keep}))
+                for (const Footprint& each : planned(runner, shapes, options, steady,
+                                                     {parse_policy(policy), slot_bytes, keep}))
                     all.push_back(summed({each}));
                 return all;
             },
@@ -300,6 +305,27 @@ void bind_networks(py::module_& m) {
             py::arg("options") = networks::Options{}, py::arg("policy") = "resident",
             py::arg("slot_bytes") = 0, py::arg("steady") = std::vector<std::string>{},
             py::arg("keep") = 0, "The same for each of its devices.")
+        .def(
+            "planned_together",
+            [](const Runner& runner,
+               const std::vector<std::tuple<Dims, networks::Options, std::vector<std::string>>>&
+                   evaluations,
+               const std::string& policy, size_t slot_bytes, size_t keep) {
+                std::vector<Evaluation> runs;
+                for (const auto& [shapes, options, steady] : evaluations)
+                    runs.push_back({to_shapes(shapes), options, steady});
+                const PlannedRuns found =
+                    runner.planned(runs, {parse_policy(policy), slot_bytes, keep});
+                std::vector<Bytes> each;
+                for (const std::vector<Footprint>& footprints : found.each)
+                    each.push_back(summed(footprints));
+                return std::make_pair(each, found.kept);
+            },
+            py::call_guard<py::gil_scoped_release>(), py::arg("evaluations"),
+            py::arg("policy") = "resident", py::arg("slot_bytes") = 0, py::arg("keep") = 0,
+            "What evaluations take: each of them (input shapes, options, steady inputs), and the "
+            "bytes of weights that stay when all have been made. Not all graphs of a network read "
+            "the same weights.")
         .def(
             "planned_bytes",
             [](const Runner& runner, const Dims& shapes, const networks::Options& options,
@@ -345,6 +371,8 @@ void bind_networks(py::module_& m) {
         .def("release_activations", &Runner::release_activations,
              py::call_guard<py::gil_scoped_release>(),
              "Let activations leave memory; the graphs stay, and the next run takes it again.")
+        .def("rest", &Runner::rest, py::call_guard<py::gil_scoped_release>(),
+             "Leave the memory to others, weights' and activations', until the next run.")
         .def_property_readonly(
             "activation_bytes",
             py::cpp_function(&Runner::activation_bytes, py::call_guard<py::gil_scoped_release>()))

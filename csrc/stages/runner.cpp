@@ -117,12 +117,15 @@ size_t Runner::planned_bytes(const networks::InputShapes& shapes, const networks
     return build(shapes, options, steady)->planned_bytes();
 }
 
-std::vector<Footprint> Runner::planned(const networks::InputShapes& shapes,
-                                       const networks::Options& options,
-                                       const std::vector<std::string>& steady,
-                                       const Residence& residence) const {
+PlannedRuns Runner::planned(const std::vector<Evaluation>& runs, const Residence& residence) const {
     const std::lock_guard store_lock(store_->in_use());
-    return residency_.planned(*build(shapes, options, steady), residence);
+    PlannedRuns planned;
+    std::vector<KeptWeights> kept;
+    for (const Evaluation& run : runs)
+        planned.each.push_back(
+            residency_.planned(*build(run.shapes, run.options, run.steady), residence, kept));
+    for (const KeptWeights& weights : kept) planned.kept += weights.bytes();
+    return planned;
 }
 
 void Runner::set_residency(const Residence& residence) {
@@ -251,6 +254,11 @@ void Runner::release() {
 void Runner::release_activations() {
     std::lock_guard lock(mutex_);
     for (Compiled& compiled : cache_) compiled.graph->release_activations();
+}
+
+void Runner::rest() {
+    release_weights();
+    release_activations();
 }
 
 size_t Runner::activation_bytes() const {

@@ -47,6 +47,13 @@ struct Evaluation {
     size_t graphs_kept = 0;
 };
 
+// What evaluations would take: each of every device, and the weights that stay on all devices when
+// all of them have been made.
+struct PlannedRuns {
+    std::vector<std::vector<Footprint>> each;
+    size_t kept = 0;
+};
+
 networks::InputShapes shapes_of(const HostArrays& inputs);
 // Names of the steady ones.
 std::vector<std::string> steady_of(const HostArrays& inputs);
@@ -82,11 +89,8 @@ class Runner {
     // Where the weights are from the next run on; see Residency.
     void set_residency(const Residence& residence);
     Policy residency() const;
-    // What a run at these shapes would take of each device, without taking it.
-    std::vector<Footprint> planned(const networks::InputShapes& shapes,
-                                   const networks::Options& options,
-                                   const std::vector<std::string>& steady,
-                                   const Residence& residence) const;
+    // What runs would take, without taking it.
+    PlannedRuns planned(const std::vector<Evaluation>& runs, const Residence& residence) const;
 
     // Makes exactly these adapters apply from the next run on. Throws Weights when one does not
     // fit; then none applies.
@@ -107,6 +111,8 @@ class Runner {
     void release_weights();
     // Activations leave memory, the graphs stay; see Graph.
     void release_activations();
+    // It will not run for a while: both.
+    void rest();
     size_t activation_bytes() const;
     // Converted weights, which are the store's own.
     size_t owned_bytes() const { return store_->owned_bytes(); }

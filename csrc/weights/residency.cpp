@@ -140,6 +140,17 @@ class Residency::Exclusive {
     std::vector<std::unique_lock<std::mutex>> locks_;
 };
 
+void KeptWeights::add(const HostValues& values, size_t bytes) {
+    size_t& most = bytes_[values];  // graphs read more or fewer rows of a table
+    most = std::max(most, bytes);
+}
+
+size_t KeptWeights::bytes() const {
+    size_t sum = 0;
+    for (const auto& [values, bytes] : bytes_) sum += bytes;
+    return sum;
+}
+
 Residency::Residency(std::shared_ptr<WeightStore> store,
                      std::vector<std::shared_ptr<Device>> devices)
     : store_(std::move(store)) {
@@ -351,31 +362,35 @@ void Residency::release_pages(const std::vector<Values>& values) const {
         if (store_->is_mapped(data)) release_file_pages(data, bytes);
 }
 
-std::vector<Footprint> Residency::planned(Graph& graph, const Residence& residence) const {
+std::vector<Footprint> Residency::planned(Graph& graph, const Residence& residence,
+                                          std::vector<KeptWeights>& together) const {
     const std::vector<size_t> activations = graph.planned_by_device();  // completes the graph
     const std::vector<size_t> scratch = graph.scratch_by_device();
     const std::vector<Segment> segments = cut(graph, residence);
     const ReadInFile read(graph);
     std::vector<Footprint> footprints(on_.size());
+    together.resize(on_.size());
     for (size_t device = 0; device < on_.size(); ++device) {
         Footprint& footprint = footprints[device];
         footprint.activations = activations[device];
         footprint.scratch = scratch[device];
         const Slots::Sizes sizes = slot_sizes(segments, static_cast<int>(device));
-        std::set<Values> kept;
+        KeptWeights kept;
         size_t most = 0;  // of a segment that is read in the file
         for (const Segment& segment : segments) {
             if (segment.device != static_cast<int>(device)) continue;
-            for (const ggml_tensor* parameter : segment.kept)
-                if (kept.insert(values_of(*parameter)).second)
-                    footprint.weights +=
-                        in_place() ? read.of(*parameter)
-                                   : placed_bytes(on_[device].device->buffer_type(), *parameter);
+            for (const ggml_tensor* parameter : segment.kept) {
+                const size_t bytes =
+                    in_place() ? read.of(*parameter)
+                               : placed_bytes(on_[device].device->buffer_type(), *parameter);
+                kept.add(values_of(*parameter), bytes);
+                together[device].add(values_of(*parameter), bytes);
+            }
             size_t bytes = 0;
             for (const ggml_tensor* parameter : segment.streamed) bytes += read.of(*parameter);
             most = std::max(most, bytes);
         }
-        footprint.kept = footprint.weights;
+        footprint.weights = footprint.kept = kept.bytes();
         // What is read ahead in the file is in the system's cache and not yet the process's: it has
         // the pages of one segment at a time.
         footprint.weights += in_place() ? most : sizes[0] + sizes[1];

@@ -43,6 +43,16 @@ struct Footprint {
     size_t scratch = 0;  // at most, besides all that, for the backend's own ends (scratch.h)
 };
 
+// What stays on a device for several graphs: the weights of all of them, each once.
+class KeptWeights {
+  public:
+    void add(const HostValues& values, size_t bytes);
+    size_t bytes() const;
+
+  private:
+    std::map<HostValues, size_t> bytes_;
+};
+
 class Residency {
   public:
     // Throws Parameter when the store was made ready for other devices.
@@ -62,8 +72,10 @@ class Residency {
     // there, and the file's pages leave memory.
     void release();
 
-    // What evaluating `graph` would take of each device. Nothing is taken.
-    std::vector<Footprint> planned(Graph& graph, const Residence& residence) const;
+    // What evaluating `graph` would take of each device. Nothing is taken. What it keeps there is
+    // added to `kept`, an entry per device.
+    std::vector<Footprint> planned(Graph& graph, const Residence& residence,
+                                   std::vector<KeptWeights>& kept) const;
 
   private:
     using Values = HostValues;

@@ -94,7 +94,7 @@ class Autoencoder:
             return _core.decode_latents(self.decoder, plain, self.factor, *cut, circular, cancel)
 
         made = self.kept(made_of_tiles, f"{self._part}_decoder")
-        _release(self.decoder)
+        self.decoder.rest()
         return made
 
     def encode(
@@ -156,7 +156,7 @@ class Autoencoder:
             return _core.encode_image(self.encoder, image, self.factor, *cut, circular, cancel)
 
         made = self.kept(made_of_tiles, f"{self._part}_encoder")
-        _release(self.encoder)
+        self.encoder.rest()
         channels = int(self.config["latent_channels"])
         factor = self.scale / self._deviation
         centred = made[:, :channels] - self.shift - self._mean
@@ -183,12 +183,6 @@ def picture_bytes(count: int, height: int, width: int, activations: int) -> int:
 def _per_channel(values: Sequence[float] | None, otherwise: float) -> Array:
     """Numbers for channels, to be multiplied with ``[N, C, h, w]``."""
     return np.asarray(values or [otherwise], np.float32).reshape(1, -1, 1, 1)
-
-
-def _release(network: _core.Network) -> None:
-    """Leave the memory to the denoiser: a picture is decoded once in many evaluations."""
-    network.release_weights()
-    network.release_activations()
 
 
 def _noise(shape: Sequence[int], seed: int) -> Array:

@@ -189,8 +189,7 @@ class LoadedControl:
 
     def rest(self) -> None:
         """Leave the memory to others: a picture is read once before the steps, by weights that these do not need."""
-        self.network.release_weights()
-        self.network.release_activations()
+        self.network.rest()
 
     def _read_in_bands(self, picture: Array, circular: int) -> Array:
         """The same for one picture, some rows at a time; a point of the features sees 23 rows around it."""

@@ -27,7 +27,7 @@ from .image_prompt import ContextTokens, PictureTokens
 from .images import RESIZE_MODES
 from .loading import ModelPlan
 from .masks import MaskOptions, read_frames
-from .memory.scenes import decoder_tile
+from .memory.scenario import decoder_tile
 from .noise import COMPAT
 from .options import Texts, checked_latents, filled, texts
 from .outpainting import extended, parse_sides

@@ -107,8 +107,7 @@ class LoadedImagePrompt:
             )
         read = self._read(listed, count, scale)
         for network in self.networks.values():  # not read again until the next pictures
-            network.release_weights()
-            network.release_activations()
+            network.rest()
         return read
 
     def _read(

@@ -86,8 +86,7 @@ def second_pass(pipeline: Pipeline, first: Run, inputs: RunInputs, token: _core.
 def _rest(pipeline: Pipeline) -> None:
     """Leave the memory to what comes after a pass: the next one has other graphs, or another denoiser."""
     for network in pipeline.networks.values():
-        network.release_weights()
-        network.release_activations()
+        network.rest()
 
 
 def refined(

@@ -316,8 +316,7 @@ class Run:
         before = time.perf_counter()
         latents = self.latents
         # Decoding is when most memory is taken; the denoiser's part of it is not needed now.
-        self._pipeline.denoiser.release_weights()
-        self._pipeline.denoiser.release_activations()
+        self._pipeline.denoiser.rest()
         for control in self._pipeline.controls:
             control.rest()
         with self._pipeline.running(self._token):

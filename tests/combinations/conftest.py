@@ -32,7 +32,7 @@ def latents(pipe: sdengine.Pipeline, prompt: Any = "a cat", **options: Any) -> n
     return pipe.generate(prompt, **{**QUICK, **options}).latents
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model ``sd1``, a ControlNet, two IP-Adapters, and LoRAs with and without a learned word."""
     root = tmp_path_factory.mktemp("together")
@@ -54,7 +54,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def models(files: Path) -> Models:
     """The model with parts beside it, by their names in :func:`files`; each set is loaded once."""
     made: dict[tuple[str, ...], sdengine.Pipeline] = {}

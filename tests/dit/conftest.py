@@ -21,29 +21,27 @@ CHANNELS = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     """The diffusers folder of a tiny model that this pipeline runs."""
-    made: dict[str, Path] = {}
+    root = tmp_path_factory.mktemp("flux")
 
     def get(pipeline: str) -> Path:
-        if pipeline not in made:
-            path = tmp_path_factory.mktemp(pipeline) / "model"
-            made[pipeline] = tiny_flux_folder(
-                path, in_channels=CHANNELS[pipeline], pipeline=pipeline
-            )
-        return made[pipeline]
+        path = root / pipeline
+        if path.exists():
+            return path
+        return tiny_flux_folder(path, in_channels=CHANNELS[pipeline], pipeline=pipeline)
 
     return get
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The diffusers folder of a tiny SD3.5."""
     return tiny_sd3_folder(tmp_path_factory.mktemp("sd3") / "model")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def photo() -> Image.Image:
     """A picture with structure at every scale, wider than high."""
     rng = np.random.default_rng(3)

@@ -154,8 +154,7 @@ def test_others_take_memory_away(pipe: sdengine.Pipeline, expected: list[np.ndar
     def take() -> None:
         for network in pipe.networks.values():
             network.set_residency("disk")
-            network.release_weights()
-            network.release_activations()
+            network.rest()
             network.release()
             network.set_residency("offload")
 

@@ -106,7 +106,7 @@ def finish(run: _core.DenoiseRun) -> Array:
     return run.latents
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = tiny_sd1_folder(tmp_path_factory.mktemp("guidance") / "model", seed=4)
     return Model(folder, sdengine.load(folder).denoiser, noise(*SHAPE))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -79,8 +81,8 @@ def test_graphs_of_every_kind_of_branch_stay_ready(model: Model) -> None:
     assert model.network.graphs_built - built == 4
 
 
-def test_extra_channels_differ_per_branch(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tiny_sd1_folder(tmp_path_factory.mktemp("extra") / "model", seed=5, in_channels=8)
+def test_extra_channels_differ_per_branch(tmp_path: Path) -> None:
+    folder = tiny_sd1_folder(tmp_path / "model", seed=5, in_channels=8)
     model = Model(folder, sdengine.load(folder).denoiser, noise(*SHAPE))
     extras = [noise(*SHAPE, seed=7), np.zeros(SHAPE, np.float32)]
     branches = [

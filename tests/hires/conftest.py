@@ -25,7 +25,7 @@ def relative_error(found: np.ndarray, expected: Any) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     root, made = tmp_path_factory.mktemp("large"), {}
 

@@ -46,6 +46,20 @@ def test_every_weight_type(kind: str, rows: int, isa: str, rng: np.random.Genera
     assert relative_error(found, expected) <= DIRECT
 
 
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q5_0", "iq4_xs"])
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_few_rows_far_from_zero(kind: str, rows: int, isa: str, rng: np.random.Generator) -> None:
+    """q4_0 and q5_0 hold numbers around 8 and 16, which are taken off their sums with the input."""
+    x = rng.standard_normal((rows, 3072), dtype=np.float32) + 3
+    x[:, ::400] *= 50
+    weight = rng.standard_normal((53, 3072), dtype=np.float32)
+    packed = kernels.quantize(weight, kind, 3072)
+    exact = kernels.dequantize(packed, kind, weight.size).reshape(weight.shape)
+    expected = x.astype(np.float64) @ exact.astype(np.float64).T
+    found = kernels.linear(x, packed, kind, 53, isa=isa)
+    assert relative_error(found, expected) <= DIRECT
+
+
 @pytest.mark.parametrize("shape", [(1, 512, 100), (5, 700, 65), (77, 320, 1300), (600, 64, 40)])
 def test_threads_change_nothing(
     shape: tuple[int, int, int], isa: str, rng: np.random.Generator
@@ -57,7 +71,7 @@ def test_threads_change_nothing(
     assert all(np.array_equal(results[0], other) for other in results[1:])
 
 
-@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0", "q5_1", "q4_K", "iq2_s"])
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0", "q4_0", "q5_1", "q4_K", "iq2_s"])
 def test_few_rows_do_not_see_each_other(kind: str, isa: str, rng: np.random.Generator) -> None:
     """So that a picture of a small batch has the embeddings that it has alone."""
     x = rng.standard_normal((7, 768), dtype=np.float32)
@@ -65,6 +79,25 @@ def test_few_rows_do_not_see_each_other(kind: str, isa: str, rng: np.random.Gene
     together = kernels.linear(x, weight, kind, 21, isa=isa)
     for rows in range(1, 7):
         assert np.array_equal(kernels.linear(x[:rows], weight, kind, 21, isa=isa), together[:rows])
+
+
+@pytest.mark.parametrize("terms", [("bias",), ("residual",), ("bias", "residual")])
+@pytest.mark.parametrize("shape", [(40, 1500, 53), (19, 100, 48)])
+def test_sums_begin_with(
+    terms: tuple[str, ...], shape: tuple[int, int, int], isa: str, rng: np.random.Generator
+) -> None:
+    """Bias and residual, where nothing else is done with the sums; panels whole and partial, slices one and several."""
+    rows, wide, out = shape
+    x = rng.standard_normal((rows, wide), dtype=np.float32)
+    weight = rng.standard_normal((out, wide), dtype=np.float32)
+    known = {
+        "bias": rng.standard_normal(out, dtype=np.float32),
+        "residual": rng.standard_normal((rows, out), dtype=np.float32),
+    }
+    given = {name: shifted(known[name]) for name in terms}
+    found = kernels.linear(x, weight, "f32", out, isa=isa, threads=2, **given)
+    expected = x.astype(np.float64) @ weight.T + sum(known[name] for name in terms)
+    assert relative_error(found, expected) <= DIRECT
 
 
 @pytest.mark.parametrize("rows", [6, 12])

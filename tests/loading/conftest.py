@@ -9,12 +9,12 @@ import pytest
 from tests import models
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.tiny_sd1_folder(tmp_path_factory.mktemp("loading") / "model", seed=3)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def layouts(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Layout -> file; all but city96's hold the whole model."""
     out = tmp_path_factory.mktemp("layouts")

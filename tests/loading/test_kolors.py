@@ -17,7 +17,7 @@ from tests import models, unet_models
 from tests.unet_models import write_gguf, write_safetensors
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def kolors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unet_models.tiny_kolors_folder(tmp_path_factory.mktemp("kolors") / "model", seed=2)
 

@@ -43,17 +43,17 @@ class Parts:
         )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     return Parts(tmp_path_factory.mktemp("parts"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unet_models.tiny_folder(tmp_path_factory.mktemp("sd1") / "model", "sd1", seed=2)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unet_models.tiny_folder(tmp_path_factory.mktemp("sd2") / "model", "sd2", seed=3)
 

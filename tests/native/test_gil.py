@@ -61,6 +61,7 @@ waits = {
     "residency": (None, lambda: running.residency),
     "release_activations": (None, running.release_activations),
     "release_weights": (None, running.release_weights),
+    "rest": (None, running.rest),
     "set_adapters": (None, lambda: running.set_adapters([])),
     "set_profile": (None, lambda: running.set_profile(None)),
     "set_residency": (None, lambda: running.set_residency("offload")),

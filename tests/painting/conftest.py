@@ -15,19 +15,17 @@ from tests.unet_models import tiny_folder
 Folders = Callable[[str], Path]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     """A diffusers folder by its name: sd3, flux, or one of tests.unet_models."""
-    made: dict[str, Path] = {}
+    root = tmp_path_factory.mktemp("painting")
+    transformers = {"sd3": tiny_sd3_folder, "flux": tiny_flux_folder}
 
     def get(name: str) -> Path:
-        if name not in made:
-            path = tmp_path_factory.mktemp(name) / "model"
-            transformers = {"sd3": tiny_sd3_folder, "flux": tiny_flux_folder}
-            made[name] = (
-                transformers[name](path) if name in transformers else tiny_folder(path, name)
-            )
-        return made[name]
+        path = root / name
+        if path.exists():
+            return path
+        return transformers[name](path) if name in transformers else tiny_folder(path, name)
 
     return get
 

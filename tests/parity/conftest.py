@@ -17,13 +17,13 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(difference / np.linalg.norm(expected.astype(np.float64)))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def sd1_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_sd1_folder(tmp_path_factory.mktemp("sd1") / "model", seed=1)
 
 
 @pytest.fixture(
-    scope="session",
+    scope="package",
     params=[(4, False), (4, True), (8, False), (9, False)],
     ids=["conv", "linear", "pix2pix-8", "inpaint-9"],
 )

@@ -28,7 +28,7 @@ LOSS = {"f16": 2e-3, "q8_0": 2e-2, "q4_0": 0.3}
 MEMBERS = ("sd1", "sd2", "sdxl", "refiner")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tiny members as single files."""
     root = tmp_path_factory.mktemp("peer")

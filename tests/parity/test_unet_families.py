@@ -72,7 +72,7 @@ class Folders:
         return path if path.exists() else unet_models.tiny_folder(path, name, seed=4)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return Folders(tmp_path_factory.mktemp("families"))
 

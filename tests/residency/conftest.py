@@ -92,7 +92,7 @@ KINDS: dict[str, Callable[[Path, Path], Tiny]] = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tiny]:
     root = tmp_path_factory.mktemp("residency")
     sd1, flux = tiny_sd1_folder(root / "sd1"), tiny_flux_folder(root / "flux")

@@ -121,3 +121,23 @@ def test_steady_results_are_kept(tiny_models: dict[str, Tiny], device: _core.Dev
         assert_same(network.run(tiny.inputs, {}, None, ["context"]), expected)
     planned = network.planned(tiny.shapes, {}, "stream", steady=["context"], keep=keep)
     assert device.peak_bytes == on_device(planned)
+
+
+@pytest.mark.parametrize("policy", ["resident", "offload", "stream"])
+def test_graphs_with_weights_of_their_own(
+    tiny_models: dict[str, Tiny], device: _core.Device, policy: str
+) -> None:
+    """A transformer's first block and the others (step caching): both stay on the device."""
+    tiny = tiny_models["flux"]
+    network = tiny.on(device)
+    network.set_residency(policy)
+    device.reset_peak()
+    first, rest = {"part": 3}, {"part": 4}
+    hidden = {n: a for n, a in network.run(tiny.inputs, first).items() if n.startswith("hidden")}
+    network.run({**tiny.inputs, **hidden}, rest)
+    shapes = {**tiny.shapes, **{name: list(array.shape) for name, array in hidden.items()}}
+    each, kept = network.planned_together([(tiny.shapes, first, []), (shapes, rest, [])], policy)
+    slots = max(one["weights"] - one["kept"] for one in each)
+    activations = sum(one["activations"] for one in each)
+    assert device.peak_bytes == kept + slots + activations
+    assert max(one["kept"] for one in each) < kept < sum(one["kept"] for one in each)

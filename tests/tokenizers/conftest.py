@@ -7,6 +7,6 @@ import pytest
 from .vocabulary import write_clip_folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip_folder(tmp_path_factory.mktemp("clip") / "tokenizer")

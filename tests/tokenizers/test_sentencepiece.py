@@ -66,7 +66,7 @@ def train(path: Path, **options: Any) -> bytes:
     return model.getvalue()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def glm_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As ChatGLM3's: byte pairs with byte fallback, white space kept, no normalisation."""
     path = tmp_path_factory.mktemp("glm") / "tokenizer" / "tokenizer.model"
@@ -83,7 +83,7 @@ def glm_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def t5_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As T5's: unigram, NFKC, <pad> 0, </s> 1, <unk> 2."""
     path = tmp_path_factory.mktemp("t5") / "tokenizer" / "spiece.model"
@@ -153,7 +153,7 @@ QWEN_WORDS = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def byte_pairs() -> tuple[dict[str, int], list[list[str]]]:
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Sequence(

@@ -18,6 +18,7 @@ namespace {
 // clang-format off
 #include "kernels/simd/vector.inl"
 #include "kernels/simd/functions.inl"
+#include "kernels/simd/bytes.inl"
 #include "kernels/simd/blocks.inl"
 #include "kernels/simd/dequantize.inl"
 #include "kernels/simd/panel.inl"

@@ -46,7 +46,6 @@ struct AttentionScratch {
     float* keys = nullptr;        // panels [head_dim][kPanelWidth]
     float* values = nullptr;      // panels [key_block][kPanelWidth]
     float* scores = nullptr;      // [kTileRows][score_stride]
-    float* tile = nullptr;
 
     void lay_out(Layout& layout) {
         queries = layout.take<float>(plan.query_block * plan.width);
@@ -56,7 +55,6 @@ struct AttentionScratch {
         keys = layout.take<float>(plan.width * plan.key_block);
         values = layout.take<float>(round_up(plan.width, kPanelWidth) * plan.key_block);
         scores = layout.take<float>(kTileRows * plan.score_stride);
-        tile = layout.take<float>(kTileRows * kPanelWidth);
     }
 };
 
@@ -153,9 +151,8 @@ struct AttentionHead {
         return op.causal ? max_of<int64_t>(0, min_of(keys, row + 1 - key)) : keys;
     }
 
-    // Turns a row of scores into weights relative to its new maximum; returns the factor for what
-    // was summed before.
-    float weigh(float* scores, int64_t i, int64_t key, int64_t keys) const {
+    // Turns a row of scores into weights relative to its new maximum, and what was summed before.
+    void weigh(float* scores, int64_t i, int64_t key, int64_t keys) const {
         const int64_t row = query + i;
         const int64_t seen = visible(row, key, keys);
         const int64_t padded = round_up(keys, kLanes);
@@ -175,40 +172,40 @@ struct AttentionHead {
         const float before = s.row_max[i], now = highest_of(scores, padded, before);
         if (now == kMinusInfinity) {
             std::memset(scores, 0, static_cast<size_t>(padded) * 4);
-            return 1;
+            return;
         }
         const float total = weigh_below(now, scores, padded);
-        const float factor = exp2_of_negative(splat(before - now))[0];
-        s.row_max[i] = now;
-        s.row_weight[i] = s.row_weight[i] * factor + total;
-        return factor;
+        if (now != before) {
+            const Vec factor = exp2_of_negative(splat(before - now));
+            float* sums = s.sums + i * plan.width;
+            for (int64_t d = 0; d < plan.width; d += kLanes)
+                store(sums + d, load(sums + d) * factor);
+            s.row_max[i] = now;
+            s.row_weight[i] *= factor[0];
+        }
+        s.row_weight[i] += total;
     }
 
     // Rows [i, i + rows) of the query block against the packed keys and values.
     void visit(int64_t i, int64_t rows, int64_t key, int64_t keys) const {
         const float* pointers[kTileRows];
-        float factors[kTileRows];
         for (int64_t r = 0; r < rows; ++r) pointers[r] = s.queries + (i + r) * plan.width;
         for (int64_t c = 0; c < keys; c += kPanelWidth) {
             const int64_t width = min_of<int64_t>(kPanelWidth, round_up(keys - c, kLanes));
             tile_product_for(rows, width)(pointers, 1, op.head_dim, s.keys + c * op.head_dim,
-                                          s.scores + c, plan.score_stride, false);
+                                          {s.scores + c, plan.score_stride});
         }
         for (int64_t r = 0; r < rows; ++r) {
             float* scores = s.scores + r * plan.score_stride;
-            factors[r] = weigh(scores, i + r, key, keys);
+            weigh(scores, i + r, key, keys);
             pointers[r] = scores;
         }
         const int64_t seen = visible(query + i + rows - 1, key, keys);
         for (int64_t d = 0; d < op.head_dim; d += kPanelWidth) {
             const int64_t width = min_of<int64_t>(kPanelWidth, plan.width - d);
-            tile_product_for(rows, width)(pointers, 1, seen, s.values + d * plan.key_block, s.tile,
-                                          width, false);
-            for (int64_t r = 0; r < rows; ++r) {
-                float* sums = s.sums + (i + r) * plan.width + d;
-                for (int64_t c = 0; c < width; c += kLanes)
-                    store(sums + c, load(sums + c) * factors[r] + load(s.tile + r * width + c));
-            }
+            float* sums = s.sums + i * plan.width + d;
+            tile_product_for(rows, width)(pointers, 1, seen, s.values + d * plan.key_block,
+                                          {sums, plan.width, sums});
         }
     }
 

@@ -1,115 +1,46 @@
-// Quantized blocks to float32, for the types where ggml's own functions (plain loops for any
-// processor) would take longer than the arithmetic on the weights. The layouts are those of GGUF
-// files. `put(at, values)` gets a block vector by vector: values at, at + 1, ... of it.
-
-SDE_INLINE float half_to_float(uint16_t h) {
-#if defined(__F16C__)
-    return _cvtsh_ss(h);
-#elif defined(__aarch64__)
-    __fp16 half;
-    __builtin_memcpy(&half, &h, 2);
-    return half;
-#else
-    return ggml_fp16_to_fp32(h);
-#endif
-}
-
-SDE_INLINE float half_at(const uint8_t* p) {
-    uint16_t h;
-    __builtin_memcpy(&h, p, 2);
-    return half_to_float(h);
-}
-
-typedef uint8_t Bytes16 __attribute__((vector_size(16)));
-typedef uint32_t Words4 __attribute__((vector_size(16)));
-
-SDE_INLINE Bytes16 bytes_at(const uint8_t* p) {
-    Bytes16 bytes;
-    __builtin_memcpy(&bytes, p, sizeof bytes);
-    return bytes;
-}
-
-// The signed bytes [Part * kLanes, (Part + 1) * kLanes) as floats.
-template <int Part>
-SDE_INLINE Vec widen(Bytes16 v) {
-#if SDE_LANES == 16
-    const auto wide =
-        reinterpret_cast<IntVec>(_mm512_maskz_cvtepi8_epi32(0xffff, reinterpret_cast<__m128i>(v)));
-#elif SDE_LANES == 8
-    const __m128i bytes = reinterpret_cast<__m128i>(v);
-    const auto wide = reinterpret_cast<IntVec>(
-        _mm256_cvtepi8_epi32(Part ? _mm_unpackhi_epi64(bytes, bytes) : bytes));
-#else
-    constexpr int i = 4 * Part;
-    const auto wide = reinterpret_cast<IntVec>(
-                          __builtin_shufflevector(v, Bytes16{}, 16, 16, 16, i, 16, 16, 16, i + 1,
-                                                  16, 16, 16, i + 2, 16, 16, 16, i + 3)) >>
-                      24;
-#endif
-    return __builtin_convertvector(wide, Vec);
-}
-
-// scale * numbers[i] + offset for 16 signed bytes, the first of which is value `at` of its block.
-template <int Part = 0, class Put>
-SDE_INLINE void scale_values(Bytes16 numbers, float scale, float offset, int at, const Put& put) {
-    put(at + Part * kLanes, widen<Part>(numbers) * scale + offset);
-    if constexpr ((Part + 1) * kLanes < 16) scale_values<Part + 1>(numbers, scale, offset, at, put);
-}
-
-// Bit i of a little-endian word of 16 bits as bit 4 of value i.
-SDE_INLINE Bytes16 fifth_bits(const uint8_t* word) {
-#if SDE_LANES == 16
-    uint16_t mask;
-    __builtin_memcpy(&mask, word, 2);
-    return reinterpret_cast<Bytes16>(_mm_maskz_set1_epi8(mask, 16));
-#else
-    constexpr Bytes16 kBit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-    const Bytes16 both = {word[0], word[1]};
-#if SDE_LANES == 8
-    constexpr Bytes16 kWhich = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
-    const auto bytes = reinterpret_cast<Bytes16>(
-        _mm_shuffle_epi8(reinterpret_cast<__m128i>(both), reinterpret_cast<__m128i>(kWhich)));
-#else
-    const Bytes16 bytes =
-        __builtin_shufflevector(both, both, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-#endif
-    return reinterpret_cast<Bytes16>((bytes & kBit) == kBit) & 16;
-#endif
-}
-
-// A block type: its size in bytes, its number of values, and how one block is unpacked.
+// Quantized blocks, for the types where ggml's own functions (plain loops for any processor) would
+// take longer than the arithmetic on the weights. The layouts are those of GGUF files.
 //
+// A block is read run by run; a run is kRun values with one scale. use(first, scale, offset,
+// numbers) gets the one that begins with value `first`, and asks for what it needs of it:
+//
+//   value first + at + i = scale * (numbers(At<at>{})[i] - kZero) + offset,   i < kLanes
+//
+// with whole numbers, so that whoever sums may multiply by the scale once for a run. Beside that a
+// type says its size in bytes, its number of values, and whether runs have offsets.
+
 // 32 values of 4 bits, the first 16 in the low halves of 16 bytes; with a fifth bit each in a word
 // before them; behind a scale, or behind a scale and a minimum.
 template <bool HasFifthBit, bool HasMinimum>
 struct Block32 {
     static constexpr int kScales = HasMinimum ? 4 : 2, kFifthBits = HasFifthBit ? 4 : 0;
-    static constexpr int kBytes = kScales + kFifthBits + 16, kValues = 32;
+    static constexpr int kBytes = kScales + kFifthBits + 16, kValues = 32, kRun = 32;
+    static constexpr int kZero = HasMinimum ? 0 : HasFifthBit ? 16 : 8;
+    static constexpr bool kHasOffset = HasMinimum;
 
-    template <class Put>
-    SDE_INLINE static void unpack(const uint8_t* block, const Put& put) {
-        constexpr uint8_t kZero = HasMinimum ? 0 : HasFifthBit ? 16 : 8;
+    template <class Use>
+    SDE_INLINE static void read(const uint8_t* block, const Use& use) {
         const float scale = half_at(block), minimum = HasMinimum ? half_at(block + 2) : 0;
-        const Bytes16 packed = bytes_at(block + kScales + kFifthBits);
-        Bytes16 low = packed & 15, high = packed >> 4;
-        if (HasFifthBit) {
-            low |= fifth_bits(block + kScales);
-            high |= fifth_bits(block + kScales + 2);
+        const uint8_t* packed = block + kScales + kFifthBits;
+        if constexpr (HasFifthBit) {
+            const Bytes16 both = bytes_at(packed);
+            use(0, scale, minimum,
+                ByteNumbers<2>{{(both & 15) | fifth_bits(block + kScales),
+                                (both >> 4) | fifth_bits(block + kScales + 2)}});
+        } else {
+            use(0, scale, minimum, HalfByteNumbers{packed});
         }
-        scale_values(low - kZero, scale, minimum, 0, put);
-        scale_values(high - kZero, scale, minimum, 16, put);
     }
 };
 
 // Scale, 32 signed bytes.
 struct Q8_0 {
-    static constexpr int kBytes = 34, kValues = 32;
+    static constexpr int kBytes = 34, kValues = 32, kRun = 32, kZero = 0;
+    static constexpr bool kHasOffset = false;
 
-    template <class Put>
-    SDE_INLINE static void unpack(const uint8_t* block, const Put& put) {
-        const float scale = half_at(block);
-        scale_values(bytes_at(block + 2), scale, 0, 0, put);
-        scale_values(bytes_at(block + 18), scale, 0, 16, put);
+    template <class Use>
+    SDE_INLINE static void read(const uint8_t* block, const Use& use) {
+        use(0, half_at(block), 0, [&](auto at) SDE_LAMBDA { return signed_bytes(block + 2, at); });
     }
 };
 
@@ -119,48 +50,36 @@ struct SmallScales {
     float at[16];
 
     SDE_INLINE SmallScales(Bytes16 numbers, float scale) {
-        scale_values(numbers, scale, 0, 0, [&](int i, Vec v) SDE_LAMBDA { store(at + i, v); });
+        const ByteNumbers<1> values{{numbers}};
+        for_parts<16>([&](auto i) SDE_LAMBDA { store(at + i, to_floats(values(i)) * scale); });
         // Each is read from memory into all lanes at once; compilers would rather take vectors
         // apart.
         __asm__("" : "+m"(at));
     }
 };
 
-SDE_INLINE uint32_t word_at(const uint8_t* p) {
-    uint32_t word;
-    __builtin_memcpy(&word, p, 4);
-    return word;
-}
-
-// Each byte's bits from `shift` on, as many as the mask has, at `to`.
-SDE_INLINE uint32_t bits_of_bytes(uint32_t word, int shift, uint8_t mask, int to = 0) {
-    return (word >> shift & mask * 0x01010101u) << to;
-}
-
-SDE_INLINE Bytes16 bytes_of(uint32_t a, uint32_t b, uint32_t c = 0, uint32_t d = 0) {
-    const Words4 words = {a, b, c, d};
-    return reinterpret_cast<Bytes16>(words);
-}
-
 // Scales and minima of 4 bits [16], 2 bits [64], scale, minimum.
 struct Q2_K {
-    static constexpr int kBytes = 84, kValues = 256;
+    static constexpr int kBytes = 84, kValues = 256, kRun = 16, kZero = 0;
+    static constexpr bool kHasOffset = true;
 
-    template <class Put>
-    SDE_INLINE static void unpack(const uint8_t* block, const Put& put) {
+    template <class Use>
+    SDE_INLINE static void read(const uint8_t* block, const Use& use) {
         const SmallScales scales(bytes_at(block) & 15, half_at(block + 80));
         const SmallScales offsets(bytes_at(block) >> 4, -half_at(block + 82));
 #pragma GCC unroll 16
         for (int n = 0; n < 16; ++n) {
             const Bytes16 packed = bytes_at(block + 16 + n / 8 * 32 + n % 2 * 16);
-            scale_values(packed >> (n / 2 % 4 * 2) & 3, scales.at[n], offsets.at[n], n * 16, put);
+            use(n * 16, scales.at[n], offsets.at[n],
+                ByteNumbers<1>{{packed >> (n / 2 % 4 * 2) & 3}});
         }
     }
 };
 
 // Third bits [32], lower 2 bits [64], scales of 6 bits [12]: lower 4 bits [16], upper 2; scale.
 struct Q3_K {
-    static constexpr int kBytes = 110, kValues = 256;
+    static constexpr int kBytes = 110, kValues = 256, kRun = 16, kZero = 0;
+    static constexpr bool kHasOffset = false;
 
     SDE_INLINE static Bytes16 small_scales(const uint8_t* packed) {
         const uint32_t a = word_at(packed), b = word_at(packed + 4), upper = word_at(packed + 8);
@@ -170,15 +89,15 @@ struct Q3_K {
                         bits_of_bytes(b, 4, 15) | bits_of_bytes(upper, 6, 3, 4));
     }
 
-    template <class Put>
-    SDE_INLINE static void unpack(const uint8_t* block, const Put& put) {
+    template <class Use>
+    SDE_INLINE static void read(const uint8_t* block, const Use& use) {
         const SmallScales scales(small_scales(block + 96) - 32, half_at(block + 108));
 #pragma GCC unroll 16
         for (int n = 0; n < 16; ++n) {
             const Bytes16 low =
                 bytes_at(block + 32 + n / 8 * 32 + n % 2 * 16) >> (n / 2 % 4 * 2) & 3;
             const Bytes16 high = (bytes_at(block + n % 2 * 16) >> (n / 2) & 1) << 2;
-            scale_values((low | high) - 4, scales.at[n], 0, n * 16, put);
+            use(n * 16, scales.at[n], 0, ByteNumbers<1>{{(low | high) - 4}});
         }
     }
 };
@@ -189,40 +108,44 @@ struct Q3_K {
 template <bool HasFifthBit>
 struct Q45_K {
     static constexpr int kFifthBits = HasFifthBit ? 32 : 0;
-    static constexpr int kBytes = 16 + kFifthBits + 128, kValues = 256;
+    static constexpr int kBytes = 16 + kFifthBits + 128, kValues = 256, kRun = 32, kZero = 0;
+    static constexpr bool kHasOffset = true;
 
-    template <class Put>
-    SDE_INLINE static void unpack(const uint8_t* block, const Put& put) {
+    template <class Use>
+    SDE_INLINE static void read(const uint8_t* block, const Use& use) {
         const uint32_t a = word_at(block + 4), b = word_at(block + 8), rest = word_at(block + 12);
         const Bytes16 small = bytes_of(bits_of_bytes(a, 0, 63),
                                        bits_of_bytes(rest, 0, 15) | bits_of_bytes(a, 6, 3, 4));
         const Bytes16 minima = bytes_of(bits_of_bytes(b, 0, 63),
                                         bits_of_bytes(rest, 4, 15) | bits_of_bytes(b, 6, 3, 4));
         const SmallScales scales(small, half_at(block)), offsets(minima, -half_at(block + 2));
-#pragma GCC unroll 16
-        for (int n = 0; n < 16; ++n) {
-            const int run = n / 2;
-            Bytes16 values =
-                bytes_at(block + 16 + kFifthBits + n / 4 * 32 + n % 2 * 16) >> (run % 2 * 4) & 15;
-            if (HasFifthBit) values |= (bytes_at(block + 16 + n % 2 * 16) >> run & 1) << 4;
-            scale_values(values, scales.at[run], offsets.at[run], n * 16, put);
+#pragma GCC unroll 8
+        for (int run = 0; run < 8; ++run) {
+            const auto half = [&](int n) SDE_LAMBDA {
+                Bytes16 values =
+                    bytes_at(block + 16 + kFifthBits + run / 2 * 32 + n) >> (run % 2 * 4) & 15;
+                if (HasFifthBit) values |= (bytes_at(block + 16 + n) >> run & 1) << 4;
+                return values;
+            };
+            use(run * 32, scales.at[run], offsets.at[run], ByteNumbers<2>{{half(0), half(16)}});
         }
     }
 };
 
 // Lower 4 bits [128], upper 2 bits [64], signed scales [16], scale.
 struct Q6_K {
-    static constexpr int kBytes = 210, kValues = 256;
+    static constexpr int kBytes = 210, kValues = 256, kRun = 16, kZero = 0;
+    static constexpr bool kHasOffset = false;
 
-    template <class Put>
-    SDE_INLINE static void unpack(const uint8_t* block, const Put& put) {
+    template <class Use>
+    SDE_INLINE static void read(const uint8_t* block, const Use& use) {
         const SmallScales scales(bytes_at(block + 192), half_at(block + 208));
 #pragma GCC unroll 16
         for (int n = 0; n < 16; ++n) {
             const Bytes16 low = bytes_at(block + n / 8 * 64 + n % 4 * 16) >> (n / 4 % 2 * 4) & 15;
             const Bytes16 high =
                 (bytes_at(block + 128 + n / 8 * 32 + n % 2 * 16) >> (n / 2 % 4 * 2) & 3) << 4;
-            scale_values((low | high) - 32, scales.at[n], 0, n * 16, put);
+            use(n * 16, scales.at[n], 0, ByteNumbers<1>{{(low | high) - 32}});
         }
     }
 };
@@ -238,40 +161,42 @@ SDE_INLINE Bytes16 look_up(Bytes16 numbers) {
     return reinterpret_cast<Bytes16>(
         vqtbl1q_u8(reinterpret_cast<uint8x16_t>(kTable), reinterpret_cast<uint8x16_t>(numbers)));
 #else
-    Bytes16 found;
-    for (int i = 0; i < 16; ++i) found[i] = kTable[numbers[i]];
-    return found;
+    uint8_t values[16];
+    __builtin_memcpy(values, &numbers, 16);
+    for (uint8_t& value : values) value = kTable[value];
+    return bytes_at(values);
 #endif
 }
 
-template <class Put>
-SDE_INLINE void look_up_nibbles(const uint8_t* packed, float scale, int at, const Put& put) {
-    const Bytes16 bytes = bytes_at(packed);
-    scale_values(look_up(bytes & 15), scale, 0, at, put);
-    scale_values(look_up(bytes >> 4), scale, 0, at + 16, put);
+SDE_INLINE ByteNumbers<2> look_up_halves(const uint8_t* packed) {
+    const Bytes16 both = bytes_at(packed);
+    return {{look_up(both & 15), look_up(both >> 4)}};
 }
 
 struct IQ4_NL {
-    static constexpr int kBytes = 18, kValues = 32;
+    static constexpr int kBytes = 18, kValues = 32, kRun = 32, kZero = 0;
+    static constexpr bool kHasOffset = false;
 
-    template <class Put>
-    SDE_INLINE static void unpack(const uint8_t* block, const Put& put) {
-        look_up_nibbles(block + 2, half_at(block), 0, put);
+    template <class Use>
+    SDE_INLINE static void read(const uint8_t* block, const Use& use) {
+        use(0, half_at(block), 0, look_up_halves(block + 2));
     }
 };
 
 // Scale, upper 2 bits of the scales of 32 values each [2], their lower 4 bits [4], values [128].
 struct IQ4_XS {
-    static constexpr int kBytes = 136, kValues = 256;
+    static constexpr int kBytes = 136, kValues = 256, kRun = 32, kZero = 0;
+    static constexpr bool kHasOffset = false;
 
-    template <class Put>
-    SDE_INLINE static void unpack(const uint8_t* block, const Put& put) {
+    template <class Use>
+    SDE_INLINE static void read(const uint8_t* block, const Use& use) {
         const float scale = half_at(block);
+#pragma GCC unroll 8
         for (int n = 0; n < 8; ++n) {
             const int low = block[4 + n / 2] >> (n % 2 * 4) & 15,
                       high = block[2 + n / 4] >> (n % 4 * 2) & 3;
-            look_up_nibbles(block + 8 + n * 16, scale * static_cast<float>((low | high << 4) - 32),
-                            n * 32, put);
+            use(n * 32, scale * static_cast<float>((low | high << 4) - 32), 0,
+                look_up_halves(block + 8 + n * 16));
         }
     }
 };
@@ -324,7 +249,11 @@ bool with_block_type(ggml_type type, const Use& use) {
 template <class Block>
 void unpack_blocks(const uint8_t* data, int64_t blocks, float* out) {
     for (int64_t i = 0; i < blocks; ++i, data += Block::kBytes, out += Block::kValues)
-        Block::unpack(data, [out](int at, Vec values) SDE_LAMBDA { store(out + at, values); });
+        Block::read(data, [&](int first, float scale, float offset, auto numbers) SDE_LAMBDA {
+            for_parts<Block::kRun>([&](auto at) SDE_LAMBDA {
+                store(out + first + at, to_floats(numbers(at) - Block::kZero) * scale + offset);
+            });
+        });
 }
 
 void dequantize_blocks(ggml_type type, const uint8_t* data, int64_t blocks, float* out) {

@@ -2,8 +2,9 @@
 // to come from memory, so weight rows are read once, from beginning to end, and some side by side:
 // a processor fetches several streams faster than one.
 
-// Fewer rows than this are multiplied here (measured with bench/ops.py). Among them the sums of a
-// row do not depend on their number, so that a picture does not on its batch.
+// Fewer rows than this are multiplied here. Among them the sums of a row do not depend on their
+// number, so that a picture does not on its batch. Eight would be faster here, too (bench/ops.py),
+// but they are an image prompt's of one picture, and those of two pictures are many.
 constexpr int64_t kFewRows = 8;
 // Elements that are added up by themselves, for the sake of rounding.
 constexpr int64_t kDotSlice = 1024;
@@ -22,6 +23,23 @@ bool reads_in_place(const Weight& weight) {
     if (weight.row_elements % ggml_blck_size(type) != 0) return false;
     return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16 ||
            with_block_type(type, [](auto) {});
+}
+
+// A long run of a block is summed before it meets its scale, and its zeros meet the sum of the
+// input: fewer steps with one input or two, as many with four. Where runs are short or have
+// offsets, scaling the weights takes fewer.
+template <class Block>
+constexpr bool kScalesSums = Block::kRun == 32 && !Block::kHasOffset;
+
+// A long block takes a processor more steps than it looks ahead, so that it would wait for each
+// (twice as long with q6_K); they are called for so many before they are read.
+template <class Block>
+constexpr bool kIsLong = Block::kValues > 32;
+constexpr int kBlocksAhead = 4;
+
+template <class Block>
+SDE_INLINE void fetch_block(const uint8_t* block) {
+    for (int64_t at = 0; at < Block::kBytes; at += kLine * 4) __builtin_prefetch(block + at);
 }
 
 // The dot products of C input rows and `count` <= kStreams weight rows of `depth` elements, that of
@@ -70,24 +88,57 @@ struct FewRows {
         }
     }
 
+    // Adds the products of some elements of a weight row, from k on, and the inputs'.
+    SDE_INLINE void add(Vec w, int64_t k, Vec (&to)[C]) const {
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) to[c] += w * load(inputs[c] + k);
+    }
+
+    // Those of a block, the first element of which is k; `zeros` are what its zeros add to a run.
+    template <class Block>
+    SDE_INLINE void add_block(const uint8_t* block, int64_t k, const Vec (&zeros)[C],
+                              Vec (&sum)[C]) const {
+        constexpr int kChains = kIsLong<Block> ? 2 : 1;  // a sum waits for the addition before
+        Vec part[kChains][C] = {};
+        Block::read(block, [&](int first, float scale, float offset, auto numbers) SDE_LAMBDA {
+            if constexpr (kScalesSums<Block>) {
+                Vec run[C];
+#pragma GCC unroll 4
+                for (int c = 0; c < C; ++c) run[c] = zeros[c];
+                for_parts<Block::kRun>(
+                    [&](auto at) SDE_LAMBDA { add(to_floats(numbers(at)), k + first + at, run); });
+#pragma GCC unroll 4
+                for (int c = 0; c < C; ++c) sum[c] += run[c] * scale;
+            } else {
+                for_parts<Block::kRun>([&](auto at) SDE_LAMBDA {
+                    add(to_floats(numbers(at) - Block::kZero) * scale + offset, k + first + at,
+                        part[(first + at) / kLanes % kChains]);
+                });
+            }
+        });
+        if constexpr (!kScalesSums<Block>)
+#pragma GCC unroll 2
+            for (int j = 0; j < kChains; ++j)
+#pragma GCC unroll 4
+                for (int c = 0; c < C; ++c) sum[c] += part[j][c];
+    }
+
     template <class Block>
     void multiply_blocks(const uint8_t* weights) const {
-        // In long blocks a sum would wait for the addition before.
-        constexpr int kChains = Block::kValues == 32 ? 1 : 2;
+        constexpr float kZero = kScalesSums<Block> ? Block::kZero : 0;
+        static_assert(kZero == 0 || Block::kRun == Block::kValues);
         const int64_t row_bytes = depth / Block::kValues * Block::kBytes;
         Vec sum[kStreams][C] = {};
         for (int64_t k = 0; k < depth; k += Block::kValues, weights += Block::kBytes) {
+            Vec zeros[C] = {};
+            if constexpr (kZero != 0)
+                for_parts<Block::kRun>([&](auto at)
+                                           SDE_LAMBDA { add(splat(-kZero), k + at, zeros); });
             for (int64_t i = 0; i < count; ++i) {
-                Vec part[C][kChains] = {};
-                Block::unpack(weights + i * row_bytes, [&](int at, Vec w) SDE_LAMBDA {
-#pragma GCC unroll 4
-                    for (int c = 0; c < C; ++c)
-                        part[c][at / kLanes % kChains] += w * load(inputs[c] + k + at);
-                });
-#pragma GCC unroll 4
-                for (int c = 0; c < C; ++c)
-#pragma GCC unroll 4
-                    for (int j = 0; j < kChains; ++j) sum[i][c] += part[c][j];
+                const uint8_t* block = weights + i * row_bytes;
+                if constexpr (kIsLong<Block>)
+                    fetch_block<Block>(block + kBlocksAhead * Block::kBytes);
+                add_block<Block>(block, k, zeros, sum[i]);
             }
         }
         for (int c = 0; c < C; ++c)

@@ -15,14 +15,19 @@ struct Product {
     int64_t channels, taps;
 
     int64_t out_channels() const { return weight.rows; }
+    // Whether something is done with whole sums. A bias and a residual alone are what the sums
+    // begin with.
+    bool finishes_sums() const {
+        return epilogue.activation != Activation::None || epilogue.batch_bias || epilogue.gate;
+    }
     int64_t panel_width(int64_t panel) const {
         return min_of<int64_t>(kPanelWidth, round_up(out_channels() - panel * kPanelWidth, kLanes));
     }
 };
 
 // Elements of a weight row in one slice: few for the sake of rounding, and of the cache (a panel of
-// 576 x 32 floats has 72 KB).
-constexpr int64_t kSliceElements = 576;
+// 640 x 16 floats has 40 KB).
+constexpr int64_t kSliceElements = 640;
 // Of all panels that a thread holds; they share the L2 cache with pixels. Among many pixels, whose
 // sums leave the cache before the next slice in any case, twice as much: the input is read half as
 // often.
@@ -158,6 +163,18 @@ struct ProductItem {
         }
     }
 
+    // Where a tile's sums are in the output, and what they begin with.
+    TileEnd sums_of(int64_t pixel, int64_t out_channel, bool first) const {
+        const Epilogue& e = p.epilogue;
+        const int64_t at = pixel * p.out_channels() + out_channel;
+        TileEnd sums{p.output + at, p.out_channels(), p.output + at};
+        if (!first) return sums;
+        const bool begins = !p.finishes_sums();
+        sums.start = begins && e.residual ? e.residual + at : nullptr;
+        sums.bias = begins && e.bias ? e.bias + out_channel : nullptr;
+        return sums;
+    }
+
     const float** pointers(int64_t tile) const { return s.pointers + tile * kTileRows * p.taps; }
 
     void multiply_tile(int64_t panel, int64_t pixel, int64_t rows, const float* const* input,
@@ -166,13 +183,11 @@ struct ProductItem {
         const int64_t width = p.panel_width(panel), out_channel = panel * kPanelWidth;
         const TileProduct product = tile_product_for(rows, width);
         expect_tile(pixel, rows, out_channel, width);
-        if (last || out_channel + width > p.out_channels()) {
-            product(input, p.taps, channels, packed(panel), s.tile, width, false);
+        if (out_channel + width > p.out_channels() || (last && p.finishes_sums())) {
+            product(input, p.taps, channels, packed(panel), {s.tile, width});
             finish_tile(p, s.tile, width, pixel, rows, out_channel, first, last);
         } else {
-            // Before the last slice nothing but sums comes to the output.
-            product(input, p.taps, channels, packed(panel),
-                    p.output + pixel * p.out_channels() + out_channel, p.out_channels(), !first);
+            product(input, p.taps, channels, packed(panel), sums_of(pixel, out_channel, first));
         }
     }
 

@@ -4,11 +4,41 @@
 // few that the processor foresees the last. Wider vectors have room enough beside the products.
 constexpr int kDepthSteps = kLanes == 8 ? 8 : 1;
 
-// out[i][c] = sum over taps t and k < depth of rows[t * R + i][k] * panel[t * depth + k][c], the
-// sum taken in this order; with `add`, what out holds is added to it. `out_stride` in floats.
+// Where the sums of a tile go, and what is added to them there.
+struct TileEnd {
+    float* out;
+    int64_t stride;                // in floats, of out and start
+    const float* start = nullptr;  // a row for each row; may be out
+    const float* bias = nullptr;   // one row for all
+};
+
+template <int R, int V>
+SDE_INLINE void write_tile(Vec (&sum)[R][V], const TileEnd& end) {
+    if (end.bias) {
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) {
+            const Vec bias = load(end.bias + v * kLanes);
+#pragma GCC unroll 16
+            for (int i = 0; i < R; ++i) sum[i][v] += bias;
+        }
+    }
+    if (end.start) {
+#pragma GCC unroll 16
+        for (int i = 0; i < R; ++i)
+#pragma GCC unroll 16
+            for (int v = 0; v < V; ++v) sum[i][v] += load(end.start + i * end.stride + v * kLanes);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i)
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) store(end.out + i * end.stride + v * kLanes, sum[i][v]);
+}
+
+// For each row i and column c the sum over taps t and k < depth of rows[t * R + i][k] * panel[t *
+// depth + k][c], taken in this order.
 template <int R, int V>
 void tile_product(const float* const* rows, int64_t taps, int64_t depth, const float* panel,
-                  float* out, int64_t out_stride, bool add) {
+                  const TileEnd& end) {
     Vec sum[R][V] = {};
     for (int64_t t = 0; t < taps; ++t, rows += R) {
         const float* row[R];
@@ -27,18 +57,10 @@ void tile_product(const float* const* rows, int64_t taps, int64_t depth, const f
             }
         }
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) {
-            float* to = out + i * out_stride + v * kLanes;
-            store(to, add ? load(to) + sum[i][v] : sum[i][v]);
-        }
-    }
+    write_tile(sum, end);
 }
 
-using TileProduct = void (*)(const float* const*, int64_t, int64_t, const float*, float*, int64_t,
-                             bool);
+using TileProduct = void (*)(const float* const*, int64_t, int64_t, const float*, const TileEnd&);
 
 struct TileProducts {
     TileProduct of[kTileRows][kPanelVectors];

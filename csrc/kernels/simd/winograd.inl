@@ -114,9 +114,10 @@ struct WinogradItem {
                 const int64_t count = part_begin(tiles, parts, part + 1) - begin;
                 for (int64_t i = 0; i < count; ++i)
                     rows[i] = s.inputs + (begin + i) * plan.input_stride + point * plan.slice;
-                tile_product_for(count, width)(
-                    rows, 1, channels, s.weights + point * plan.weight_stride,
-                    sums + point * plan.sum_stride + begin * width, width, add);
+                float* to = sums + point * plan.sum_stride + begin * width;
+                tile_product_for(count, width)(rows, 1, channels,
+                                               s.weights + point * plan.weight_stride,
+                                               {to, width, add ? to : nullptr});
             }
         }
     }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .footprint import DISK, OFFLOAD, RESIDENT, STREAM, Stage
 from .ground import Ground, growth
 from .plan import Placement, Plan
-from .scenes import LADDERS, Coding, Denoising, Scene, Way
+from .scenes import Coding, Denoising, Scene, Way
 from .sizes import readable, rounded_up
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ _WORTH_KEEPING = 1 << 20
 """Bytes of weights; for less there is no further search."""
 _TRIES = 8
 
+_LADDERS = {True: (OFFLOAD, STREAM, DISK), False: (OFFLOAD, DISK)}
+"""Policies of a component that does not stay on the device, fastest first, by whether the device has its own memory."""
 _PIECES = {
     "encode": "encoding",
     "decode": "decoding",
@@ -68,11 +70,11 @@ class Choice:
         threads = max((scene.device.threads for scene in scenes), default=1)
         self.ground = replace(ground, process=ground.process + growth(largest, threads))
         self.has_own_memory = any(scene.device.has_own_memory for scene in scenes)
-        self.kept, self.ways = self._choose(LADDERS)
+        self.kept, self.ways = self._choose(_LADDERS)
         if self.has_own_memory and not self.fits:
             # The file's pages that are copied from add up in the host's memory; "disk" gives them back.
             first = self.kept, self.ways
-            self.kept, self.ways = self._choose(dict.fromkeys(LADDERS, (DISK,)))
+            self.kept, self.ways = self._choose(dict.fromkeys(_LADDERS, (DISK,)))
             if not self.fits:
                 self.kept, self.ways = first
 
@@ -265,7 +267,7 @@ class Choice:
         """The smallest limits of device and process that work, each with the other left open."""
         device, host = 0, 0
         for scene in self.scenes:
-            ladder = LADDERS[scene.device.has_own_memory]
+            ladder = _LADDERS[scene.device.has_own_memory]
             stages = [self._placed(scene, way, ()) for way in scene.ways(ladder)]
             own = scene.device.has_own_memory
             least = min(self.device_bytes(s) + s.scratch for s in stages)

@@ -89,13 +89,9 @@ def part_of(work: Work, policy: str, has_own_memory: bool, keep: int = 0, whole:
     first: dict[object, Asked] = {}
     for asked in work.asked:
         first.setdefault(asked.key, asked)
-    figures = {
-        key: work.network.planned(
-            asked.shapes, asked.options, policy, steady=asked.steady, keep=keep
-        )
-        for key, asked in first.items()
-    }
-    weights = max(one["kept"] for one in figures.values())
+    evaluations = [(asked.shapes, asked.options, asked.steady) for asked in first.values()]
+    planned, weights = work.network.planned_together(evaluations, policy, keep=keep)
+    figures = dict(zip(first, planned, strict=True))
     weights += max(one["weights"] - one["kept"] for one in figures.values())  # slots take turns
     activations = _most_held(work, {key: one["activations"] for key, one in figures.items()})
     if not has_own_memory:
@@ -104,10 +100,7 @@ def part_of(work: Work, policy: str, has_own_memory: bool, keep: int = 0, whole:
     host = max(one["staging"] for one in figures.values())
     pages = 0
     if policy in (OFFLOAD, STREAM):
-        pages = max(
-            work.network.planned(asked.shapes, asked.options, RESIDENT)["kept"]
-            for asked in first.values()
-        )
+        _, pages = work.network.planned_together(evaluations, RESIDENT)
     scratch = max(one["scratch"] for one in figures.values())
     return Part(work.component, policy, weights, activations, host, pages, 0, keep, whole, scratch)
 

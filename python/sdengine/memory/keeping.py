@@ -16,7 +16,7 @@ from .choosing import Choice, Limits
 from .footprint import DISK, OFFLOAD, RESIDENT, STREAM
 from .plan import Placement, Plan
 from .rehearsal import Rehearsal
-from .scenes import scenes_of
+from .scenario import scenes_of
 
 if TYPE_CHECKING:
     from sdengine import _core
@@ -165,8 +165,7 @@ class Memory:
         if vae is self._pipeline.preview_vae and self.placement.preview_beside:
             return
         for network in (self._pipeline.denoiser, *(c.network for c in self._pipeline.controls)):
-            network.release_weights()
-            network.release_activations()
+            network.rest()
 
     def smaller_steps(self, together: int, entries: int, components: tuple[str, ...]) -> int | None:
         """Entries of the next batches, after one of `together` (0 for all of `entries`) ran out of memory.

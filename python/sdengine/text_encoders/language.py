@@ -78,8 +78,7 @@ class LanguageModelEncoder:
                 " file], or with the safetensors file or folder that holds both"
             )
         seen = tuple(self.eyes.see(picture, sight.area, cancel) for picture in pictures)
-        self.eyes.network.release_weights()  # not read again until the next pictures
-        self.eyes.network.release_activations()
+        self.eyes.network.rest()  # not read again until the next pictures
         return seen
 
     def read(self, text: str, weighting: str, seen: tuple[Seen, ...] = ()) -> WholeReading:

@@ -201,8 +201,7 @@ class TextEncoders:
             encode = partial(encoder.encode, column, clip_skip, weighting, cancel)
             parts.append(self.kept(encode, encoder.use.component))
             if encoder.network:  # not read again until the next texts, unlike the denoiser's
-                encoder.network.release_weights()
-                encoder.network.release_activations()
+                encoder.network.rest()
         rows = zip(readings, *parts, strict=True)
         return {text: self._joined(all_of) for text, *all_of in rows}
 

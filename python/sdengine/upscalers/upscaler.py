@@ -144,8 +144,7 @@ class Upscaler:
 
     def release(self) -> None:
         """Give memory back until the next picture: weights and activations."""
-        self.network.release_weights()
-        self.network.release_activations()
+        self.network.rest()
 
     @contextmanager
     def _token(self, given: _core.CancelToken | None) -> Iterator[_core.CancelToken]:
