@@ -255,11 +255,3 @@ void unpack_blocks(const uint8_t* data, int64_t blocks, float* out) {
             });
         });
 }
-
-void dequantize_blocks(ggml_type type, const uint8_t* data, int64_t blocks, float* out) {
-    if (with_block_type(type,
-                        [&](auto block) { unpack_blocks<decltype(block)>(data, blocks, out); }))
-        return;
-    const ggml_type_traits* traits = ggml_get_type_traits(type);
-    traits->to_float(data, out, blocks * traits->blck_size);
-}

@@ -61,17 +61,36 @@ struct HalfRows : ShortRows {
     }
 };
 
+// Where the elements [first, first + count) of a weight lie in `out` once `unpack(data, blocks,
+// out)` has made floats of the blocks that they touch.
+template <class Unpack>
+SDE_INLINE const float* unpack_touched(const Weight& weight, int64_t first, int64_t count,
+                                       int64_t block_values, int64_t block_bytes, float* out,
+                                       const Unpack& unpack) {
+    const int64_t block = first / block_values;
+    const int64_t blocks = ceil_div(first + count, block_values) - block;
+    unpack(static_cast<const uint8_t*>(weight.data) + block * block_bytes, blocks, out);
+    return out + (first - block * block_values);
+}
+
 // Elements [begin, begin + count) of the weight's row `row`. `out` has room for the whole blocks
 // that these elements touch, that is count + 2 * block size; returns where the first element lies
 // in it.
 const float* dequantize(const Weight& weight, int64_t row, int64_t begin, int64_t count,
                         float* out) {
-    const ggml_type_traits* traits = ggml_get_type_traits(weight.type);
     const int64_t first = row * weight.row_elements + begin;
-    const int64_t block = first / traits->blck_size;
-    const int64_t blocks = ceil_div(first + count, traits->blck_size) - block;
-    const auto* data =
-        static_cast<const uint8_t*>(weight.data) + block * static_cast<int64_t>(traits->type_size);
-    dequantize_blocks(weight.type, data, blocks, out);
-    return out + (first - block * traits->blck_size);
+    const float* at = nullptr;
+    const bool known = with_block_type(weight.type, [&](auto block) {
+        // Constants: a division takes as long as some vectors of values.
+        using Block = decltype(block);
+        at = unpack_touched(weight, first, count, Block::kValues, Block::kBytes, out,
+                            unpack_blocks<Block>);
+    });
+    if (known) return at;
+    const ggml_type_traits* traits = ggml_get_type_traits(weight.type);
+    return unpack_touched(weight, first, count, traits->blck_size,
+                          static_cast<int64_t>(traits->type_size), out,
+                          [&](const uint8_t* data, int64_t blocks, float* to) {
+                              traits->to_float(data, to, blocks * traits->blck_size);
+                          });
 }

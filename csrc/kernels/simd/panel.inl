@@ -53,6 +53,10 @@ void pack_columns(const Rows& rows, int64_t valid, PanelOrder order, int64_t wid
     }
 }
 
+// Elements of a weight row that are dequantized before they are packed: whole blocks of every type,
+// and few, so that those of kLanes rows stay in the L1 cache meanwhile.
+constexpr int64_t kDequantizedElements = 256;
+
 // Floats for one dequantized row part, and for all that pack_weight needs.
 int64_t row_part_size(const Weight& weight, int64_t count) {
     return round_up(count + 2 * ggml_blck_size(weight.type), kLanes);
@@ -77,6 +81,28 @@ void prefetch_weight(const Weight& weight, int64_t row, int64_t valid, int64_t b
     }
 }
 
+// Rows of a type that is dequantized first, as pack_columns() packs them: kLanes rows from `row`
+// on, of which `valid` exist, elements [begin, begin + taps * channels) of each.
+void pack_dequantized(const Weight& weight, int64_t row, int64_t valid, int64_t begin,
+                      PanelOrder order, int64_t width, float* row_buffer, float* panel) {
+    const int64_t end = begin + order.taps * order.channels;
+    for (int64_t k = begin; k < end;) {
+        // Several taps go to places that a part does not know.
+        const int64_t part_end =
+            order.taps == 1 ? min_of(end, round_up(k + 1, kDequantizedElements)) : end;
+        const int64_t count = part_end - k, stride = row_part_size(weight, count);
+        const float* part[kLanes];
+        for (int64_t r = 0; r < valid; ++r)
+            part[r] = dequantize(weight, row + r, k, count, row_buffer + r * stride);
+        const auto read = [&](int64_t r, int64_t i, int64_t n) {
+            return read_lanes(part[r] + i, n);
+        };
+        pack_columns(read, valid, {order.taps, count / order.taps}, width,
+                     panel + (k - begin) * width);
+        k = part_end;
+    }
+}
+
 // The rows [row, row + valid) of a weight, elements [begin, begin + taps * channels) of each, as a
 // panel of `width` columns. `row_buffer` has row_buffer_size() floats.
 void pack_weight(const Weight& weight, int64_t row, int64_t valid, int64_t begin, PanelOrder order,
@@ -97,14 +123,7 @@ void pack_weight(const Weight& weight, int64_t row, int64_t valid, int64_t begin
             pack_columns(Bf16Rows{{data + offset * 2, weight.row_elements * 2}}, rows, order, width,
                          panel + column);
         } else {
-            const float* part[kLanes];
-            for (int64_t r = 0; r < rows; ++r)
-                part[r] = dequantize(weight, first + r, begin, count,
-                                     row_buffer + r * row_part_size(weight, count));
-            const auto read = [&](int64_t r, int64_t k, int64_t n) {
-                return read_lanes(part[r] + k, n);
-            };
-            pack_columns(read, rows, order, width, panel + column);
+            pack_dequantized(weight, first, rows, begin, order, width, row_buffer, panel + column);
         }
     }
 }
