@@ -56,7 +56,7 @@ class Case:
 
     @property
     def trial_size(self) -> int:
-        """Where peers' settings are tried, if nothing else is said: larger pictures take those of 512 pixels."""
+        """Where settings are tried that hold for larger pictures, too: at most 512 pixels."""
         return min(self.size, 512)
 
     def inputs(self, size: int | None = None) -> dict[str, Array]:

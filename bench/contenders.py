@@ -124,10 +124,12 @@ class Field:
             flags = [[], ["--vae-direct"]]
         chosen: tuple[str, list[str]] = "installed", []
         candidates = list(itertools.product(builds, flags))
-        chosen = self._fastest("peer_sdcpp.py", case, SDCPP, candidates, builds)
+        chosen = self._fastest("peer_sdcpp.py", case, SDCPP, candidates, builds, case.trial_size)
         if case.part == "denoiser" and case.model.startswith("sd"):  # FLUX has no convolutions
             candidates = [chosen, (chosen[0], [*chosen[1], "--direct"])]
-            chosen = self._fastest("peer_sdcpp.py", case, SDCPP, candidates, builds)
+            chosen = self._fastest(
+                "peer_sdcpp.py", case, SDCPP, candidates, builds, case.trial_size
+            )
         build, options = chosen
         settings = " ".join([*[build] * (len(builds) > 1), *options])
 
@@ -203,14 +205,14 @@ class Field:
         name: str,
         candidates: Sequence[tuple[str, list[str]]],
         builds: Mapping[str, Mapping[str, str]],
-        size: int = 0,
+        size: int,
     ) -> tuple[str, list[str]]:
-        """The candidate, a build and options, with the lowest time in a trial of some size; each is tried once."""
+        """The candidate, a build and options, with the lowest time in a trial of this size; each is tried once."""
         times: list[float] = []
         if len(candidates) == 1:
             return candidates[0]
         for build, options in candidates:
-            tried = ["--size", str(size or case.trial_size)]
+            tried = ["--size", str(size)]
             words = [name, case.model, case.part, *tried[1:], build, *options]
             label = " ".join(word for word in words if word)
             if label not in self.trials:

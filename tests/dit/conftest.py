@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,9 @@ def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     """The diffusers folder of a tiny model that this pipeline runs."""
     root = tmp_path_factory.mktemp("flux")
 
+    @cache
     def get(pipeline: str) -> Path:
         path = root / pipeline
-        if path.exists():
-            return path
         return tiny_flux_folder(path, in_channels=CHANNELS[pipeline], pipeline=pipeline)
 
     return get

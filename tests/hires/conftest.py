@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,13 @@ def relative_error(found: np.ndarray, expected: Any) -> float:
 
 @pytest.fixture(scope="package")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    root, made = tmp_path_factory.mktemp("large"), {}
+    root = tmp_path_factory.mktemp("large")
+    transformers = {"sd3": tiny_sd3_folder, "flux": tiny_flux_folder}
 
+    @cache
     def get(name: str) -> Path:
-        if name not in made:
-            path = root / name
-            transformers = {"sd3": tiny_sd3_folder, "flux": tiny_flux_folder}
-            write = transformers.get(name)
-            made[name] = tiny_folder(path, name, seed=3) if write is None else write(path)
-        return made[name]
+        path = root / name
+        return transformers[name](path) if name in transformers else tiny_folder(path, name, seed=3)
 
     return get
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     root = tmp_path_factory.mktemp("painting")
     transformers = {"sd3": tiny_sd3_folder, "flux": tiny_flux_folder}
 
+    @cache
     def get(name: str) -> Path:
         path = root / name
-        if path.exists():
-            return path
         return transformers[name](path) if name in transformers else tiny_folder(path, name)
 
     return get

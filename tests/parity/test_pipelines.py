@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,9 @@ Folders = Callable[[str], Path]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     root = tmp_path_factory.mktemp("pipelines")
 
+    @cache
     def get(name: str) -> Path:
         path = root / name
-        if path.exists():
-            return path
         if name == "kolors":
             return tiny_kolors_folder(path, seed=3)
         return tiny_folder(path, name, seed=3)
